@@ -1,0 +1,235 @@
+"""The one typed tree of a run. Composed from the parts that read it; every knob has one default, here or beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from rlhf_ray.algorithms.ppo import PPOConfig
+from rlhf_ray.data.prompts import PromptsConfig
+from rlhf_ray.rewards.base import RewardSourceConfig, TruncatedConfig
+from rlhf_ray.strict import Strict
+
+Fraction = Annotated[float, Field(gt=0)]
+
+
+class ModelConfig(Strict):
+    """A causal language model: `smollm2-135m` (the embedded one), a local folder, or a hub id."""
+
+    path: str = "smollm2-135m"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type. `auto`: float32 on CPU, bfloat16 on GPU. Learners keep float32 master weights either way."""
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters on every linear layer of the transformer blocks."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+
+
+class DeepSpeedConfig(Strict):
+    """How DeepSpeed shards a learner's state."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    gradient_clipping: PositiveFloat = 1.0
+
+
+class LearnerConfig(Strict):
+    """A Ray Train worker group that trains one model."""
+
+    num_workers: PositiveInt = 1
+    cpus_per_worker: Fraction = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    learning_rate: PositiveFloat = 1e-5
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps of linear learning-rate warm-up."""
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    lora: LoraConfig | None = None
+    """Adapters, or null for full fine-tuning."""
+    gradient_checkpointing: bool = False
+    microbatch_tokens: PositiveInt = 2048
+    """The most tokens, padding included, in one forward-backward."""
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+
+
+class CriticConfig(LearnerConfig):
+    """The value function: a backbone and a value head in float32."""
+
+    init: Literal["reward", "policy"] = "reward"
+    """Start from the reward model's backbone and head, or from the policy's backbone with a zero head."""
+    policy_freeze_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps at the start in which only the critic learns (its warm-up)."""
+
+
+class FrozenConfig(Strict):
+    """Replicas of a frozen model; requests are sharded over them."""
+
+    replicas: PositiveInt = 1
+    cpus: Fraction = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+
+
+class RewardConfig(FrozenConfig):
+    """Where rewards come from. The reward is the weighted sum of the sources."""
+
+    sources: Annotated[tuple[RewardSourceConfig, ...], Field(min_length=1)]
+    truncated: TruncatedConfig = TruncatedConfig()
+
+
+class RolloutConfig(Strict):
+    """The vLLM engines and how they sample. top-p and top-k are absent on purpose: they bias the log-probabilities."""
+
+    engines: PositiveInt = 1
+    cpus: Fraction = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    tensor_parallel: PositiveInt = 1
+    samples_per_prompt: PositiveInt = 1
+    max_new_tokens: PositiveInt = 64
+    temperature: PositiveFloat = 1.0
+    max_concurrent: PositiveInt = 64
+    """Sequences decoded together in one engine."""
+    kv_cache_gib: PositiveFloat = 1.0
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.5
+    push_bucket_mib: PositiveInt = 32
+
+
+class PlacementConfig(Strict):
+    """Where roles live."""
+
+    mode: Literal["colocated", "separate"] = "colocated"
+    """`colocated`: roles take turns on the same cores or GPUs. `separate`: each role has bundles of its own."""
+    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    address: str | None = None
+    """A Ray cluster to join. null: the one in RAY_ADDRESS, or a cluster started for this run."""
+    threads: PositiveInt | None = None
+    """CPU threads of each role. null: all cores when colocated, `cpus` when separate."""
+
+
+class TrainConfig(Strict):
+    """The size of a run."""
+
+    num_steps: PositiveInt = 10
+    prompts_per_step: PositiveInt = 16
+    checkpoint_every: PositiveInt = 10
+    """Steps between commits; the last step always commits."""
+    keep_checkpoints: PositiveInt = 2
+    eval_prompts: Annotated[int, Field(ge=0)] = 0
+    """Held-out prompts answered before and after training, with the same seeds."""
+    deadline_s: PositiveFloat = 1800.0
+    """The longest one remote call may take before it is an error that names the role."""
+
+
+class SentinelConfig(Strict):
+    """Bounds of the always-on checks, and what a breach does."""
+
+    on_breach: Literal["event", "abort"] = "event"
+    first_ratio: PositiveFloat = 1e-3
+    reference_gap: PositiveFloat = 1e-3
+    rollout_drift_mean: PositiveFloat = 0.02
+
+
+class RunConfig(Strict):
+    """One online run, from one YAML file."""
+
+    kind: Literal["online"] = "online"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelConfig = ModelConfig()
+    prompts: PromptsConfig
+    algorithm: Annotated[PPOConfig, Field(discriminator=None)] = PPOConfig()
+    policy: LearnerConfig = LearnerConfig()
+    critic: CriticConfig = CriticConfig()
+    reference: FrozenConfig = FrozenConfig()
+    reward: RewardConfig
+    rollout: RolloutConfig = RolloutConfig()
+    train: TrainConfig = TrainConfig()
+    sentinels: SentinelConfig = SentinelConfig()
+    placement: PlacementConfig = PlacementConfig()
+
+    @property
+    def rollouts_per_step(self) -> int:
+        """Prompts x samples."""
+        return self.train.prompts_per_step * self.rollout.samples_per_prompt
+
+    @property
+    def minibatch_size(self) -> int:
+        """Rollouts in one optimizer step, over all ranks."""
+        return self.rollouts_per_step // self.algorithm.num_minibatches
+
+    @model_validator(mode="after")
+    def _arithmetic(self) -> RunConfig:
+        problems = []
+        total, parts = self.rollouts_per_step, self.algorithm.num_minibatches
+        if total % parts:
+            problems.append(
+                f"train.prompts_per_step x rollout.samples_per_prompt = {total} rollouts do not divide into "
+                f"algorithm.num_minibatches = {parts} equal minibatches"
+            )
+        for role in ("policy", "critic"):
+            ranks = getattr(self, role).num_workers
+            if not total % parts and self.minibatch_size % ranks:
+                problems.append(
+                    f"a minibatch of {self.minibatch_size} rollouts does not divide over "
+                    f"{role}.num_workers = {ranks} ranks"
+                )
+        if self.critic.policy_freeze_steps >= self.train.num_steps:
+            problems.append("critic.policy_freeze_steps must be smaller than train.num_steps")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def arithmetic(self) -> str:
+        """The derived sizes in one line, printed before anything starts."""
+        return (
+            f"{self.train.prompts_per_step} prompts x {self.rollout.samples_per_prompt} samples = "
+            f"{self.rollouts_per_step} rollouts a step = {self.algorithm.num_minibatches} minibatches of "
+            f"{self.minibatch_size} x {self.algorithm.num_epochs} epochs, over {self.policy.num_workers} policy and "
+            f"{self.critic.num_workers} critic ranks; {self.train.num_steps} steps"
+        )
+
+
+class PreferenceDataConfig(Strict):
+    """Chosen/rejected pairs from JSONL."""
+
+    path: str
+    heldout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    max_tokens: PositiveInt = 256
+
+
+class RewardModelConfig(Strict):
+    """A reward model trained offline: Bradley-Terry on pairs, TRL's RewardTrainer inside Ray Train with DeepSpeed."""
+
+    kind: Literal["reward"] = "reward"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelConfig = ModelConfig()
+    num_layers: PositiveInt | None = None
+    """Keep only the first N transformer layers as the backbone (null: all). A third of a small model is often enough
+    to judge form, and costs a third."""
+    data: PreferenceDataConfig
+    num_workers: PositiveInt = 1
+    cpus_per_worker: Fraction = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    epochs: PositiveInt = 1
+    batch_size: PositiveInt = 8
+    """Pairs in one optimizer step, over all ranks."""
+    learning_rate: PositiveFloat = 5e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    lora: LoraConfig | None = None
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    placement: PlacementConfig = PlacementConfig()
+
+    @model_validator(mode="after")
+    def _arithmetic(self) -> RewardModelConfig:
+        if self.batch_size % self.num_workers:
+            raise ValueError(f"batch_size = {self.batch_size} pairs do not divide over num_workers = {self.num_workers}")
+        return self
+
+
+def run_folder(root: Path, name: str) -> Path:
+    """Where a run named `name` lives under `root`."""
+    return root / name

@@ -1,0 +1,16 @@
+"""Errors that carry their exit code. Everything else that escapes is a bug or a library's own error: exit code 1."""
+
+
+class UserError(Exception):
+    """Wrong usage, config or data, found before anything expensive started (exit code 2).
+
+    The message names the key or file, the cause and the fix, in one or two sentences.
+    """
+
+    exit_code = 2
+
+
+class RunError(Exception):
+    """A run that started and cannot go on (exit code 1). The message names the actor or stage at fault."""
+
+    exit_code = 1

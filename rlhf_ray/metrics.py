@@ -1,0 +1,42 @@
+"""The names of all metrics: `group/name`, one meaning and one unit each.
+
+A step's line in `metrics.jsonl` is `{"step": int, "version": int, <name>: float, ...}`; TensorBoard gets the same tags.
+"""
+
+REWARD_MEAN = "reward/mean"  # of the rubric, before any KL term
+REWARD_STD = "reward/std"
+REWARD_SOURCE = "reward/{source}"  # mean of each weighted part of the breakdown
+QUARANTINED = "reward/quarantined"  # rollouts whose score failed, a count
+
+KL_PER_TOKEN = "kl/k1_per_token"  # mean over response tokens of old_logprobs - ref_logprobs, nats
+KL_PER_SEQUENCE = "kl/k1_per_sequence"  # mean over responses of the sum over tokens, nats
+KL_COEF = "kl/coef"
+
+LENGTH_MEAN = "response/length_mean"  # tokens
+TRUNCATED = "response/truncated_fraction"
+ENTROPY = "policy/entropy"  # mean over response tokens, nats
+
+POLICY_LOSS = "policy/loss"
+POLICY_CLIP_FRACTION = "policy/clip_fraction"
+POLICY_KL_TO_OLD = "policy/kl_to_old"  # k3 per token, over the inner epochs
+POLICY_GRAD_NORM = "policy/grad_norm"
+POLICY_UPDATES = "policy/updates"  # optimizer steps taken
+
+CRITIC_LOSS = "critic/loss"
+CRITIC_CLIP_FRACTION = "critic/clip_fraction"
+CRITIC_EXPLAINED_VARIANCE = "critic/explained_variance"
+CRITIC_GRAD_NORM = "critic/grad_norm"
+
+FIRST_RATIO = "sentinel/first_ratio_deviation"  # max |ratio - 1| in the first minibatch
+REFERENCE_GAP = "sentinel/reference_gap"  # step 0: max |policy - reference| log-prob
+DRIFT_MEAN = "sentinel/rollout_drift_mean"  # |vLLM - learner| log-prob, mean and max over tokens
+DRIFT_MAX = "sentinel/rollout_drift_max"
+MISSING_GRADIENTS = "sentinel/parameters_without_gradient"
+SKIPPED_UPDATES = "sentinel/non_finite_updates"
+CHECKSUM_BUCKETS = "sentinel/verified_buckets"
+
+PHASES = ("generate", "score", "logprobs", "advantages", "update", "push", "commit")
+TIME_PHASE = "time/{phase}"  # seconds of the step spent waiting for this phase
+TIME_STEP = "time/step"
+TIME_OVERHEAD = "time/overhead"  # step minus the time inside the models, vLLM and the weight push
+TOKENS = "throughput/response_tokens"  # tokens sampled in this step

@@ -1,0 +1,110 @@
+"""What the loop needs from the outside: one Protocol a role. Actors implement them; tests implement them in memory.
+
+Every call blocks until its answer is there, has a deadline inside the implementation, and raises an error that names
+the actor at fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from rlhf_ray.types import Batch, Prompt, Rollout
+
+Metrics = dict[str, float]
+State = dict[str, object]
+T = TypeVar("T")
+
+
+class PromptSource(Protocol):
+    """An endless, seeded, resumable order of prompts; each prompt is used once an epoch."""
+
+    def take(self, count: int) -> list[Prompt]: ...
+    def state_dict(self) -> State: ...
+    def load_state_dict(self, state: Mapping[str, object]) -> None: ...
+
+
+class RolloutPort(Protocol):
+    """The sampling engines."""
+
+    def generate(self, prompts_P: Sequence[Prompt], num_samples: int, step: int) -> Iterator[Rollout]:
+        """`num_samples` rollouts a prompt, each as soon as it is finished, in any order."""
+
+
+class RewardPort(Protocol):
+    """The reward sources."""
+
+    def score(self, rollouts: Iterable[Rollout]) -> Iterator[Rollout]:
+        """The same rollouts with their `score`, in any order; scores early ones while later ones are generated."""
+
+
+class ReferencePort(Protocol):
+    """The frozen reference policy."""
+
+    def logprobs(self, batch: Batch) -> Tensor: ...
+
+
+class PolicyPort(Protocol):
+    """The learner of the policy."""
+
+    def logprobs(self, batch: Batch) -> Tensor: ...
+    def update(self, batch: Batch) -> Metrics: ...
+    def save(self, folder: Path) -> None: ...
+
+
+class CriticPort(Protocol):
+    """The learner of the value function."""
+
+    def values(self, batch: Batch) -> Tensor: ...
+    def update(self, batch: Batch) -> Metrics: ...
+    def save(self, folder: Path) -> None: ...
+
+
+class WeightSync(Protocol):
+    """Moves the policy's weights into the sampling engines."""
+
+    def push(self, version: int) -> Metrics:
+        """Every engine now holds the policy's weights as `version`; verified, or an error names the actor."""
+
+
+class Algorithm(Protocol):
+    """An online algorithm: advantages from a scored batch, and controllers with state."""
+
+    def advantages(self, batch: Batch) -> tuple[Batch, Metrics]: ...
+    def state_dict(self) -> State: ...
+    def load_state_dict(self, state: Mapping[str, object]) -> None: ...
+
+
+class Journal(Protocol):
+    """The run directory, as the loop sees it."""
+
+    def metrics(self, step: int, metrics: Metrics) -> None: ...
+    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None: ...
+    def event(self, kind: str, sentence: str, **details: object) -> None: ...
+    def commit(self, step: int, state: State, save: Callable[[Path], None]) -> None:
+        """Makes `checkpoints/step-N` durable in one atomic move; `save(folder)` writes the models' files."""
+
+
+class Together(Protocol):
+    """Runs independent calls and returns their answers in order: side by side, or in turn on shared cores."""
+
+    def __call__(self, *calls: Callable[[], T]) -> list[T]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """Everything the loop talks to. `critic` is None for algorithms without a value function."""
+
+    prompts: PromptSource
+    rollout: RolloutPort
+    reward: RewardPort
+    reference: ReferencePort
+    policy: PolicyPort
+    critic: CriticPort | None
+    weights: WeightSync
+    journal: Journal
+    together: Together
