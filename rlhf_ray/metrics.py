@@ -20,23 +20,26 @@ POLICY_LOSS = "policy/loss"
 POLICY_CLIP_FRACTION = "policy/clip_fraction"
 POLICY_KL_TO_OLD = "policy/kl_to_old"  # k3 per token, over the inner epochs
 POLICY_GRAD_NORM = "policy/grad_norm"
-POLICY_UPDATES = "policy/updates"  # optimizer steps taken
 
 CRITIC_LOSS = "critic/loss"
 CRITIC_CLIP_FRACTION = "critic/clip_fraction"
 CRITIC_EXPLAINED_VARIANCE = "critic/explained_variance"
 CRITIC_GRAD_NORM = "critic/grad_norm"
 
+# of both learners: {role} is policy or critic
+UPDATES = "{role}/updates"  # optimizer steps taken
+SKIPPED_UPDATES = "{role}/skipped_updates"  # not taken, because a gradient was not finite
+MISSING_GRADIENTS = "{role}/parameters_without_gradient"
+
 FIRST_RATIO = "sentinel/first_ratio_deviation"  # max |ratio - 1| in the first minibatch
 REFERENCE_GAP = "sentinel/reference_gap"  # step 0: max |policy - reference| log-prob
 DRIFT_MEAN = "sentinel/rollout_drift_mean"  # |vLLM - learner| log-prob, mean and max over tokens
 DRIFT_MAX = "sentinel/rollout_drift_max"
-MISSING_GRADIENTS = "sentinel/parameters_without_gradient"
-SKIPPED_UPDATES = "sentinel/non_finite_updates"
 CHECKSUM_BUCKETS = "sentinel/verified_buckets"
 
 PHASES = ("generate", "score", "logprobs", "advantages", "update", "push", "commit")
 TIME_PHASE = "time/{phase}"  # seconds of the step spent waiting for this phase
 TIME_STEP = "time/step"
-TIME_OVERHEAD = "time/overhead"  # step minus the time inside the models, vLLM and the weight push
+TIME_OVERHEAD = "time/overhead"  # step minus the time inside the models, vLLM, the weight push and the commit
+BUSY = "busy/{role}"  # seconds that the role's actors computed
 TOKENS = "throughput/response_tokens"  # tokens sampled in this step

@@ -38,8 +38,9 @@ class RolloutPort(Protocol):
 class RewardPort(Protocol):
     """The reward sources."""
 
-    def score(self, rollouts: Iterable[Rollout]) -> Iterator[Rollout]:
-        """The same rollouts with their `score`, in any order; scores early ones while later ones are generated."""
+    def submit(self, rollouts: Iterable[Rollout]) -> Callable[[], list[Rollout]]:
+        """Takes rollouts as they come and scores them meanwhile; returns at the last one. Call the result for all of
+        them with their `score`, in any order."""
 
 
 class ReferencePort(Protocol):
@@ -52,16 +53,18 @@ class PolicyPort(Protocol):
     """The learner of the policy."""
 
     def logprobs(self, batch: Batch) -> Tensor: ...
-    def update(self, batch: Batch) -> Metrics: ...
+    def update(self, batch: Batch, step: int, kl_coef: float) -> Metrics: ...
     def save(self, folder: Path) -> None: ...
+    def committed(self, path: Path) -> None: ...
 
 
 class CriticPort(Protocol):
     """The learner of the value function."""
 
     def values(self, batch: Batch) -> Tensor: ...
-    def update(self, batch: Batch) -> Metrics: ...
+    def update(self, batch: Batch, step: int) -> Metrics: ...
     def save(self, folder: Path) -> None: ...
+    def committed(self, path: Path) -> None: ...
 
 
 class WeightSync(Protocol):
@@ -74,6 +77,8 @@ class WeightSync(Protocol):
 class Algorithm(Protocol):
     """An online algorithm: advantages from a scored batch, and controllers with state."""
 
+    @property
+    def kl_coef(self) -> float: ...
     def advantages(self, batch: Batch) -> tuple[Batch, Metrics]: ...
     def state_dict(self) -> State: ...
     def load_state_dict(self, state: Mapping[str, object]) -> None: ...
@@ -83,10 +88,12 @@ class Journal(Protocol):
     """The run directory, as the loop sees it."""
 
     def metrics(self, step: int, metrics: Metrics) -> None: ...
+    def phase(self, step: int, name: str) -> None: ...
     def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None: ...
     def event(self, kind: str, sentence: str, **details: object) -> None: ...
-    def commit(self, step: int, state: State, save: Callable[[Path], None]) -> None:
-        """Makes `checkpoints/step-N` durable in one atomic move; `save(folder)` writes the models' files."""
+    def commit(self, step: int, state: State, save: Callable[[Path], None]) -> Path:
+        """Makes `checkpoints/step-N` durable in one atomic move; `save(folder)` writes the models' files.
+        Returns its path."""
 
 
 class Together(Protocol):
@@ -97,14 +104,18 @@ class Together(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """Everything the loop talks to. `critic` is None for algorithms without a value function."""
+    """Everything the loop talks to."""
 
     prompts: PromptSource
     rollout: RolloutPort
     reward: RewardPort
     reference: ReferencePort
     policy: PolicyPort
-    critic: CriticPort | None
+    critic: CriticPort
     weights: WeightSync
     journal: Journal
     together: Together
+    busy: Callable[[], dict[str, float]]
+    """Seconds that each role computed since the last call."""
+    should_stop: Callable[[], bool]
+    """True once somebody asked the run to end at the next step."""

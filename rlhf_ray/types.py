@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -108,14 +109,23 @@ class Batch:
         """A copy with the named fields replaced, e.g. `batch.with_(values=values)`."""
         return replace(self, **tensors)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are there, contiguous and by name, as safetensors wants them."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value.contiguous() for name, value in found.items() if value is not None}
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        return Batch(**{name: value.to(device) for name, value in self.tensors().items()})
+
     def rows(self, index: Int[Tensor, " n"], length: int | None = None) -> Batch:
         """The rows `index`, cut to the first `length` columns (all columns if None)."""
-        picked: dict[str, Tensor] = {}
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            if value is not None:
-                picked[name] = value[index] if value.dim() == 1 else value[index, :length]
-        return Batch(**picked)
+        return Batch(
+            **{
+                name: value[index] if value.dim() == 1 else value[index, :length]
+                for name, value in self.tensors().items()
+            }
+        )
 
 
 def present(value: Tensor | None, name: str) -> Tensor:

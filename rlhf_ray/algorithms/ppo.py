@@ -1,12 +1,23 @@
-"""PPO."""
+"""PPO: from a scored batch to advantages, and from advantages to the losses of the policy and of the critic."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+import torch
+from jaxtyping import Float
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
 
+from rlhf_ray import metrics as names
+from rlhf_ray.algorithms import ops
+from rlhf_ray.algorithms.kl import KLController
+from rlhf_ray.ports import Metrics, State
 from rlhf_ray.strict import Strict
+from rlhf_ray.types import Batch, present
 
 
 class PPOConfig(Strict):
@@ -34,3 +45,155 @@ class PPOConfig(Strict):
     """Sequences over which the controller acts (Ziegler et al. 2019, section 2.2)."""
     max_kl_to_old: PositiveFloat | None = None
     """Stop the inner epochs when the mean k3 to the rollout-time policy passes this (nats per token)."""
+
+    @model_validator(mode="after")
+    def _controllable(self) -> PPOConfig:
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("kl_target needs a kl_coef above 0: the controller multiplies it, and 0 stays 0")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class LossReport:
+    """What the loss of one microbatch reports, by metric name, ready to be joined over microbatches and ranks."""
+
+    sums: Metrics
+    """Weighted by the token weights: their sum over a minibatch is the mean over its loss tokens."""
+    maxima: Metrics
+
+    def metrics(self) -> Metrics:
+        """Both kinds under their names."""
+        return {**self.sums, **self.maxima}
+
+
+def join_reports(reports: Sequence[LossReport]) -> LossReport:
+    """The report of a minibatch from those of all its microbatches on all ranks: sums are added, maxima compared.
+
+    At least one report; all from the same loss.
+    """
+    first = reports[0]
+    return LossReport(
+        sums={name: math.fsum(report.sums[name] for report in reports) for name in first.sums},
+        maxima={name: max(report.maxima[name] for report in reports) for name in first.maxima},
+    )
+
+
+class PPO:
+    """Proximal policy optimization with generalized advantage estimation; implements `ports.Algorithm`.
+
+    The controller calls `advantages` once a step; the learners' workers call the losses, which use the config alone.
+    """
+
+    def __init__(self, config: PPOConfig) -> None:
+        self.config = config
+        self._controller = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
+        self._coef_of_step = config.kl_coef
+
+    @property
+    def kl_coef(self) -> float:
+        """The KL coefficient of the step whose advantages were computed last; `policy_loss` of that step takes it."""
+        return self._coef_of_step
+
+    def advantages(self, batch: Batch) -> tuple[Batch, Metrics]:
+        """The batch with `advantages` and `returns`, and the step's KL, coefficient and explained variance.
+
+        Takes the whole step's batch, with `old_logprobs`, `ref_logprobs` and `values`. Rows that the loss mask leaves
+        out keep out of the whitening and of the explained variance; the KL is that of every response. Then the KL
+        controller moves, for the next step. Without a defined explained variance that metric is left out.
+        """
+        old, ref = present(batch.old_logprobs, "old_logprobs"), present(batch.ref_logprobs, "ref_logprobs")
+        values = present(batch.values, "values").float()
+        self._coef_of_step = self._controller.coef
+        kl = ops.k1(old, ref)
+        rewards = ops.place_reward(batch.rewards.float(), batch.response_mask)
+        if self.config.kl_placement == "reward":
+            rewards = rewards - self.kl_coef * kl
+        advantages, returns = ops.gae(rewards, values, batch.response_mask, self.config.gamma, self.config.gae_lambda)
+        if self.config.whiten_advantages:
+            advantages = ops.whiten(advantages, batch.loss_mask)
+        kl_per_sequence = float(ops.masked_sum(kl, batch.response_mask)) / len(batch)
+        metrics = {
+            names.KL_PER_TOKEN: float(ops.masked_mean(kl, batch.response_mask)),
+            names.KL_PER_SEQUENCE: kl_per_sequence,
+            names.KL_COEF: self.kl_coef,
+        }
+        explained = float(ops.explained_variance(values, returns, batch.loss_mask))
+        if not math.isnan(explained):
+            metrics[names.CRITIC_EXPLAINED_VARIANCE] = explained
+        self._controller.update(kl_per_sequence, len(batch))
+        return batch.with_(advantages=torch.where(batch.loss_mask, advantages, 0.0), returns=returns), metrics
+
+    def policy_loss(
+        self,
+        logprobs: Float[Tensor, "B T"],
+        entropy: Float[Tensor, "B T"],
+        batch: Batch,
+        weights: Float[Tensor, "B T"],
+        kl_coef: float,
+    ) -> tuple[Float[Tensor, ""], LossReport]:
+        """The policy's loss on a microbatch: a weighted sum over tokens, to be added up without any division.
+
+        `weights` are the rows of `ops.token_weights` of the whole minibatch; a token of weight 0 has no part in the
+        loss, the gradients or the report. With none left the loss is a zero that still has a (zero) gradient.
+        `kl_coef` is `PPO.kl_coef` of the controller; it matters with `kl_placement: loss` only, where
+        `kl_coef * k2(policy, reference)` joins the loss.
+        """
+        mask = batch.loss_mask & (weights > 0)
+        weights = torch.where(mask, weights, 0.0)
+        new = torch.where(mask, logprobs, 0.0)
+        old = torch.where(mask, present(batch.old_logprobs, "old_logprobs"), 0.0)
+        advantages = torch.where(mask, present(batch.advantages, "advantages"), 0.0)
+        entropy = torch.where(mask, entropy if self.config.entropy_coef else entropy.detach(), 0.0)
+        losses, clipped = ops.clipped_policy_loss(new, old, advantages, self.config.clip_range, self.config.dual_clip)
+        if self.config.entropy_coef:
+            losses = losses - self.config.entropy_coef * entropy
+        if self.config.kl_placement == "loss":
+            ref = torch.where(mask, present(batch.ref_logprobs, "ref_logprobs"), 0.0)
+            losses = losses + kl_coef * ops.k2(new, ref)
+        loss = (weights * losses).sum()
+        with torch.no_grad():
+            sums = {
+                names.POLICY_LOSS: loss,
+                names.POLICY_CLIP_FRACTION: (weights * clipped).sum(),
+                names.POLICY_KL_TO_OLD: (weights * ops.k3(old, new)).sum(),
+                names.ENTROPY: (weights * entropy).sum(),
+            }
+            deviation = torch.expm1(ops.log_ratio(new, old)).abs()
+            peak = deviation.max() if deviation.numel() else torch.zeros_like(loss)
+        return loss, _report(sums, {names.FIRST_RATIO: peak})
+
+    def value_loss(
+        self, values: Float[Tensor, "B T"], batch: Batch, weights: Float[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, ""], LossReport]:
+        """The critic's loss on a microbatch, a weighted sum over tokens like `policy_loss`."""
+        mask = batch.loss_mask & (weights > 0)
+        weights = torch.where(mask, weights, 0.0)
+        losses, clipped = ops.clipped_value_loss(
+            torch.where(mask, values, 0.0),
+            torch.where(mask, present(batch.values, "values"), 0.0),
+            torch.where(mask, present(batch.returns, "returns"), 0.0),
+            self.config.value_clip_range,
+        )
+        loss = (weights * losses).sum()
+        return loss, _report({names.CRITIC_LOSS: loss, names.CRITIC_CLIP_FRACTION: (weights * clipped).sum()}, {})
+
+    def state_dict(self) -> State:
+        """The KL controller's state, ready for JSON."""
+        return {"kl": self._controller.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Continues from `state_dict()`; a `ValueError` if it is not one."""
+        kl = state.get("kl")
+        if not isinstance(kl, Mapping):
+            raise ValueError("the saved algorithm state has no 'kl' part: it is not PPO's")
+        self._controller.load_state_dict(kl)
+        self._coef_of_step = self._controller.coef
+
+
+def _report(sums: Mapping[str, Tensor], maxima: Mapping[str, Tensor]) -> LossReport:
+    """The scalars as floats, with one transfer from the device for all of them."""
+    numbers = torch.stack([value.detach().float() for value in (*sums.values(), *maxima.values())]).tolist()
+    return LossReport(
+        sums=dict(zip(sums, numbers[: len(sums)], strict=True)),
+        maxima=dict(zip(maxima, numbers[len(sums) :], strict=True)),
+    )

@@ -1,0 +1,75 @@
+"""What a step did and what it cost, as metrics."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rlhf_ray import metrics as names
+from rlhf_ray.ports import Metrics, Roles
+from rlhf_ray.types import Batch, Prompt, Rollout
+
+
+class StepClock:
+    """Times the phases of one step and tells the journal which one is running."""
+
+    def __init__(self, roles: Roles, step: int) -> None:
+        self._roles, self._step = roles, step
+        self._began = time.monotonic()
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        self._roles.journal.phase(self._step, phase)
+        began = time.monotonic()
+        yield
+        self._seconds[phase] = time.monotonic() - began
+
+    def metrics(self) -> Metrics:
+        """Seconds of each phase, of the step, and the orchestration's own: the step minus the commit, the weight push
+        and the time that the actors were busy. Scoring that ran beside generation is not counted twice."""
+        total = time.monotonic() - self._began
+        busy = self._roles.busy()
+        inside = sum(seconds for role, seconds in busy.items() if role != "reward")
+        inside += self._seconds["score"] + self._seconds["push"] + self._seconds["commit"]
+        return (
+            {names.TIME_PHASE.format(phase=phase): seconds for phase, seconds in self._seconds.items()}
+            | {names.BUSY.format(role=role): seconds for role, seconds in busy.items()}
+            | {names.TIME_STEP: total, names.TIME_OVERHEAD: total - inside}
+        )
+
+
+def in_order(prompts_P: Sequence[Prompt], rollouts: Iterable[Rollout]) -> tuple[list[Rollout], list[Rollout]]:
+    """The scored rollouts and those whose score failed, each in the order of the prompts and their samples.
+
+    `RuntimeError` if every score failed: there is nothing to learn from, and the first reason says why.
+    """
+    place = {prompt.id: i for i, prompt in enumerate(prompts_P)}
+    everything = sorted(rollouts, key=lambda rollout: (place[rollout.prompt.id], rollout.sample_index))
+    good = [rollout for rollout in everything if rollout.score is not None and rollout.score.error is None]
+    bad = [rollout for rollout in everything if rollout.score is None or rollout.score.error is not None]
+    if not good:
+        reason = bad[0].score.error if bad and bad[0].score else "no rollout came back"
+        raise RuntimeError(f"all {len(bad)} rollouts of the step failed to be scored; the first: {reason}")
+    return good, bad
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], quarantined: Sequence[Rollout], batch: Batch) -> Metrics:
+    """Rewards with their breakdown, lengths, truncation, counts."""
+    rewards = [rollout.score.reward for rollout in rollouts if rollout.score]
+    parts = {name for rollout in rollouts if rollout.score for name in rollout.score.breakdown}
+    return {
+        names.REWARD_MEAN: statistics.fmean(rewards),
+        names.REWARD_STD: statistics.pstdev(rewards),
+        names.QUARANTINED: float(len(quarantined)),
+        names.LENGTH_MEAN: statistics.fmean(len(rollout.response_ids) for rollout in rollouts),
+        names.TRUNCATED: statistics.fmean(rollout.truncated for rollout in rollouts),
+        names.TOKENS: float(batch.response_mask.sum()),
+    } | {
+        names.REWARD_SOURCE.format(source=part): statistics.fmean(
+            rollout.score.breakdown[part] for rollout in rollouts if rollout.score
+        )
+        for part in parts
+    }

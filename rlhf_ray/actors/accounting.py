@@ -1,0 +1,56 @@
+"""Metrics of an update: summed over microbatches and ranks, averaged over optimizer steps."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from rlhf_ray import metrics as names
+from rlhf_ray.algorithms.ppo import LossReport
+from rlhf_ray.models.device import device
+from rlhf_ray.models.engine import StepReport
+from rlhf_ray.ports import Metrics
+
+
+def over_ranks(report: LossReport) -> Metrics:
+    """Metrics of one minibatch from this rank's share: sums are added over the ranks, maxima compared.
+
+    The sums are weighted by token weights with a global denominator, so the result is the mean over the minibatch.
+    """
+    sums = torch.tensor(list(report.sums.values()), dtype=torch.float64, device=device())
+    maxima = torch.tensor(list(report.maxima.values()), dtype=torch.float64, device=device())
+    dist.all_reduce(sums, op=dist.ReduceOp.SUM)
+    if report.maxima:
+        dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+    return dict(zip([*report.sums, *report.maxima], torch.cat([sums, maxima]).tolist(), strict=True))
+
+
+class UpdateAccount:
+    """Collects the minibatches of one `update`."""
+
+    def __init__(self, role: str) -> None:
+        self._role = role
+        self._minibatches: list[Metrics] = []
+        self._norms: list[float] = []
+        self._skipped = 0
+        self._missing: set[str] = set()
+
+    def add(self, metrics: Metrics, report: StepReport) -> None:
+        """One minibatch and what its optimizer step did."""
+        self._minibatches.append(metrics)
+        self._skipped += not report.applied
+        if report.applied:
+            self._norms.append(report.grad_norm)
+        self._missing |= set(report.missing)
+
+    def metrics(self) -> Metrics:
+        """Means over the minibatches (the first ratio: of the first), counts, and the sentinels."""
+        role, done = self._role, self._minibatches
+        out = {key: sum(m[key] for m in done) / len(done) for key in (done[0] if done else {})}
+        if names.FIRST_RATIO in out:
+            out[names.FIRST_RATIO] = done[0][names.FIRST_RATIO]
+        out[f"{role}/grad_norm"] = sum(self._norms) / max(1, len(self._norms))
+        out[f"{role}/updates"] = float(len(self._norms))
+        out[f"{role}/skipped_updates"] = float(self._skipped)
+        out[f"{role}/parameters_without_gradient"] = float(len(self._missing))
+        return out

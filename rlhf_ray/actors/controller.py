@@ -1,0 +1,157 @@
+"""The controller actor: builds the roles, runs the loop, owns the run directory. The driver only watches it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+
+from rlhf_ray.actors.build import build_groups, build_pools
+from rlhf_ray.actors.group import CriticClient, PolicyClient
+from rlhf_ray.actors.weight_push import WeightBroadcast
+from rlhf_ray.algorithms.ppo import PPO
+from rlhf_ray.config import RunConfig
+from rlhf_ray.data.prompts import ShuffledPrompts, load_prompts
+from rlhf_ray.heldout import Evaluation, compare, evaluate
+from rlhf_ray.loop import Progress, restore, train
+from rlhf_ray.models.reward_model import load_tokenizer
+from rlhf_ray.ports import Roles
+from rlhf_ray.rundir.journal import RunDirectory
+from rlhf_ray.types import Prompt
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Model folders that the driver resolved: the policy's, and one for each reward source (None for functions)."""
+
+    policy: Path
+    rewards: tuple[Path | None, ...]
+
+    @property
+    def reward_model(self) -> Path | None:
+        """The first learned reward model, from which the critic may start."""
+        return next((folder for folder in self.rewards if folder is not None), None)
+
+
+class Controller:
+    """One run. `run` blocks until it is over; `records_since` and `stop` may be called meanwhile."""
+
+    def __init__(self, config: RunConfig, folders: Folders, run_dir: Path, threads: int) -> None:
+        self._config, self._folders, self._threads = config, folders, threads
+        self._journal = RunDirectory.open(run_dir, config.train.keep_checkpoints)
+        self._stopping = False
+        self._began = time.monotonic()
+
+    def run(self) -> dict[str, Any]:
+        """Builds the roles, trains, evaluates; returns the summary, which is also in `summary.json`."""
+        config = self._config
+        roles, heldout, pad = self._build()
+        algorithm = PPO(config.algorithm)
+        progress = Progress()
+        if self._journal.committed is not None:
+            progress = restore(roles, algorithm, self._journal.committed.meta)
+            self._journal.event("resume", f"Continuing after step {progress.step}.")
+        self._journal.phase(progress.step, "first weight push")
+        roles.weights.push(progress.version)
+        before = self._evaluate(roles, heldout, pad, "before") if progress.step == 0 else None
+        train(config, roles, algorithm, pad, progress)
+        after = self._evaluate(roles, heldout, pad, "after") if before and not self._stopping else None
+        return self._summary(progress, before, after)
+
+    def records_since(self, index: int) -> list[dict[str, object]]:
+        """News for the live view."""
+        return self._journal.records_since(index)
+
+    def stop(self) -> None:
+        """The run commits and ends after the step that is under way."""
+        self._stopping = True
+
+    def _build(self) -> tuple[Roles, Sequence[Prompt], int]:
+        config, run_dir = self._config, self._journal.path
+        self._journal.phase(0, "starting the roles")
+        tokenizer = load_tokenizer(self._folders.policy)
+        prompts, heldout, notes = load_prompts(config.prompts, tokenizer, config.train.eval_prompts)
+        for note in notes:
+            self._journal.event("data", note)
+        state = self._journal.committed.path if self._journal.committed else None
+        policy, critic = build_groups(config, self._folders.policy, self._folders.reward_model, run_dir, state, self._threads)
+        rollout, reference, reward = build_pools(config, self._folders.policy, self._folders.rewards, run_dir, self._threads)
+        for pool in (reference, reward, rollout):
+            pool.all("ping")
+        weights = WeightBroadcast(policy, rollout, config.train.deadline_s)
+        weights.connect()
+        roles = Roles(
+            prompts=ShuffledPrompts(prompts, config.seed),
+            rollout=rollout,
+            reward=reward,
+            reference=reference,
+            policy=PolicyClient(policy),
+            critic=CriticClient(critic),
+            weights=weights,
+            journal=self._journal,
+            together=side_by_side if config.placement.mode == "separate" else in_turn,
+            busy=lambda: {
+                "policy": policy.busy(),
+                "critic": critic.busy(),
+                "rollout": rollout.busy(),
+                "reference": reference.busy(),
+                "reward": reward.busy(),
+            },
+            should_stop=lambda: self._stopping,
+        )
+        return roles, heldout, int(tokenizer.pad_token_id)
+
+    def _evaluate(self, roles: Roles, heldout: Sequence[Prompt], pad: int, name: str) -> Evaluation | None:
+        if not heldout:
+            return None
+        self._journal.phase(0, f"held-out answers {name} training")
+        evaluation = evaluate(roles, heldout, pad)
+        self._journal.evaluation(name, evaluation.rollouts)
+        return evaluation
+
+    def _summary(self, progress: Progress, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
+        steps = [json.loads(line) for line in (self._journal.path / "metrics.jsonl").read_text().splitlines()]
+        phases = {name[5:] for step in steps for name in step if name.startswith("time/")}
+        last = self._journal.committed
+        summary: dict[str, Any] = {
+            "finished": progress.step == self._config.train.num_steps,
+            "steps": progress.step,
+            "rollouts": progress.step * self._config.rollouts_per_step,
+            "seconds_total": time.monotonic() - self._began,
+            "seconds_by_phase": {phase: sum(step.get(f"time/{phase}") or 0.0 for step in steps) for phase in sorted(phases)},
+            "policy_dir": str(last.path / "policy") if last else None,
+            "report": str(self._journal.path / "report.html"),
+        }
+        if before and after:
+            summary |= compare(before, after, self._config.seed)
+        self._journal.summary(summary)
+        self._journal.close()
+        return summary
+
+
+def in_turn(*calls: Callable[[], T]) -> list[T]:
+    """One after another: the roles share the same cores."""
+    return [call() for call in calls]
+
+
+def side_by_side(*calls: Callable[[], T]) -> list[T]:
+    """At the same time: each role has its own."""
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return list(threads.map(lambda call: call(), calls))
+
+
+def make_controller(config: RunConfig, folders: Folders, run_dir: Path, threads: int) -> Any:
+    """A handle to the named controller actor."""
+    return (
+        ray.remote(Controller)
+        .options(name=f"controller:{run_dir.name}", num_cpus=0, max_concurrency=4)
+        .remote(config, folders, run_dir, threads)
+    )

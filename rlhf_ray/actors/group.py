@@ -1,0 +1,170 @@
+"""The controller's side of a learner: start a Ray Train group, send it commands, await every rank."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import Tensor
+
+from rlhf_ray.actors.inbox import Command, Inbox, LearnerSpec, train_loop
+from rlhf_ray.config import LearnerConfig
+from rlhf_ray.errors import RunError
+from rlhf_ray.ports import Metrics
+from rlhf_ray.types import Batch
+
+_POLL_S = 5.0
+_COMPUTE = frozenset({"logprobs", "values", "update"})
+
+
+class LearnerGroup:
+    """A Ray Train worker group that answers commands. `call` blocks until every rank has answered."""
+
+    def __init__(
+        self,
+        role: str,
+        learner: type,
+        arguments: dict[str, object],
+        config: LearnerConfig,
+        *,
+        run_dir: Path,
+        state: Path | None,
+        threads: int,
+        deadline_s: float,
+    ) -> None:
+        self.role = role
+        self.world_size = config.num_workers
+        self._deadline_s = deadline_s
+        self._ended: str | None = None
+        self._busy_s = 0.0
+        self.inbox: Any = ray.remote(Inbox).options(name=f"{role}:{run_dir.name}", num_cpus=0).remote(
+            config.num_workers, state
+        )
+        spec = LearnerSpec(role, self.inbox, learner, arguments, threads)
+        self._trainer = TorchTrainer(
+            train_loop,
+            train_loop_config={"spec": spec},
+            scaling_config=ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=config.gpus_per_worker > 0,
+                resources_per_worker=_resources(config),
+            ),
+            torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
+            run_config=RunConfig(
+                name=f"{role}-{time.time_ns()}",
+                storage_path=str(run_dir / "ray_train"),
+                failure_config=FailureConfig(max_failures=3),
+            ),
+        )
+        threading.Thread(target=self._fit, name=f"fit-{role}", daemon=True).start()
+
+    def post(self, name: str, *arguments: object, mutates: bool = False) -> int:
+        """Sends a command without waiting; `collect` awaits it."""
+        index: int = ray.get(self.inbox.post.remote(Command(name, arguments, mutates)))
+        return index
+
+    def collect(self, index: int, name: str) -> list[Any]:
+        """All ranks' values in rank order. `RunError` names the role and rank at fault."""
+        limit = time.monotonic() + self._deadline_s
+        while (answers := ray.get(self.inbox.wait.remote(index, _POLL_S))) is None:
+            if self._ended is not None:
+                raise RunError(f"{self.role}: its Ray Train group ended during '{name}': {self._ended}")
+            if time.monotonic() > limit:
+                late = ray.get(self.inbox.missing.remote(index))
+                raise RunError(f"{self.role}: ranks {late} did not answer '{name}' within {self._deadline_s:.0f} s")
+        for rank, answer in enumerate(answers):
+            if answer.error is not None:
+                raise RunError(f"{self.role} rank {rank} failed at '{name}': {answer.error}")
+        if name in _COMPUTE:
+            self._busy_s += max(answer.seconds for answer in answers)
+        return [answer.value for answer in answers]
+
+    def call(self, name: str, *arguments: object, mutates: bool = False) -> list[Any]:
+        """`post` and `collect`."""
+        return self.collect(self.post(name, *arguments, mutates=mutates), name)
+
+    def rows(self, name: str, batch: Batch) -> Tensor:
+        """A per-token answer `[B, T]`, put together from the rows that each rank computed."""
+        out = torch.zeros(batch.token_ids.shape, dtype=torch.float32)
+        for rows, values in self.call(name, ray.put(batch)):
+            out[rows] = values
+        return out
+
+    def busy(self) -> float:
+        """Seconds that the slowest rank computed since the last call."""
+        seconds, self._busy_s = self._busy_s, 0.0
+        return seconds
+
+    def committed(self, state: Path) -> None:
+        """A rebuilt group starts from `state` from now on."""
+        ray.get(self.inbox.commit.remote(state))
+
+    def stop(self) -> None:
+        """Lets the ranks return from their loop."""
+        ray.get(self.inbox.post.remote(None))
+
+    def _fit(self) -> None:
+        try:
+            self._trainer.fit()
+            self._ended = "it stopped"
+        except Exception as error:  # the fault-tolerance seam: a thread has no caller to raise to
+            self._ended = f"{type(error).__name__}: {error}"
+
+
+class PolicyClient:
+    """The policy's port: a `LearnerGroup` of `PolicyLearner`s."""
+
+    def __init__(self, group: LearnerGroup) -> None:
+        self.group = group
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        """`log p(token | tokens before)` under the current policy, `[B, T]`."""
+        return self.group.rows("logprobs", batch)
+
+    def update(self, batch: Batch, step: int, kl_coef: float) -> Metrics:
+        """All inner epochs over `batch`."""
+        metrics: Metrics = self.group.call("update", ray.put(batch), step, kl_coef, mutates=True)[0]
+        return metrics
+
+    def save(self, folder: Path) -> None:
+        """`policy/` in Hugging Face layout and `state/policy/` to resume from."""
+        self.group.call("save", folder)
+
+    def committed(self, path: Path) -> None:
+        """A rebuilt group starts from the checkpoint at `path`."""
+        self.group.committed(path)
+
+
+class CriticClient:
+    """The critic's port: a `LearnerGroup` of `CriticLearner`s."""
+
+    def __init__(self, group: LearnerGroup) -> None:
+        self.group = group
+
+    def values(self, batch: Batch) -> Tensor:
+        """`V(tokens before)` for each token, `[B, T]`."""
+        return self.group.rows("values", batch)
+
+    def update(self, batch: Batch, step: int) -> Metrics:
+        """All inner epochs over `batch`."""
+        metrics: Metrics = self.group.call("update", ray.put(batch), step, mutates=True)[0]
+        return metrics
+
+    def save(self, folder: Path) -> None:
+        """`state/critic/` to resume from."""
+        self.group.call("save", folder)
+
+    def committed(self, path: Path) -> None:
+        """A rebuilt group starts from the checkpoint at `path`."""
+        self.group.committed(path)
+
+
+def _resources(config: LearnerConfig) -> dict[str, float]:
+    resources = {"CPU": config.cpus_per_worker}
+    return resources | {"GPU": config.gpus_per_worker} if config.gpus_per_worker else resources

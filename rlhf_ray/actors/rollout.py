@@ -1,0 +1,173 @@
+"""The rollout actor: a vLLM engine in the actor's own process, stepped by hand.
+
+One thread owns the engine. `generate` hands it requests and yields responses as they finish; `load_weights` swaps the
+weights between two engine steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rlhf_ray.actors.stopwatch import Stopwatch
+from rlhf_ray.config import RolloutConfig
+from rlhf_ray.types import Prompt, Rollout
+from rlhf_ray.weight_sync.broadcast import Rendezvous
+from rlhf_ray.weight_sync.bucket import Bucket, WeightPushError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What one engine needs to start."""
+
+    folder: Path
+    dtype: str
+    max_model_len: int
+    threads: int
+    on_gpu: bool
+    rollout: RolloutConfig
+
+
+class RolloutActor:
+    """One vLLM engine. It refuses to generate unless a verified push gave it a version."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
+        self._version: int | None = None
+        self._reason = "no weights have been pushed yet"
+        self._numbers = itertools.count()
+        self._watch = Stopwatch()
+        self._engine = self._on_engine(lambda: make_engine(spec))
+        self._eos = self._engine.get_tokenizer().eos_token_id
+
+    def ping(self) -> int:
+        """The number of tensor-parallel workers, once the engine is ready."""
+        return self._spec.rollout.tensor_parallel
+
+    def busy(self) -> float:
+        """Seconds that the engine stepped since the last call."""
+        return self._watch.take()
+
+    def join(self, meeting: Rendezvous, first_rank: int, buckets: Sequence[Bucket]) -> None:
+        """Makes this engine's workers members of the weight group."""
+        self._on_engine(lambda: self._engine.collective_rpc("join_weight_group", args=(meeting, first_rank, buckets)))
+
+    def load_weights(self, version: int) -> int:
+        """Receives one push; returns the number of tensors. After a failure the engine refuses to generate."""
+
+        def load() -> int:
+            self._version, self._reason = None, f"the push of version {version} has not finished"
+            try:
+                counts = self._engine.collective_rpc("receive_weights", args=(version,))
+            except Exception as error:
+                self._reason = f"the push of version {version} failed: {error}"
+                raise WeightPushError(self._reason) from error
+            self._engine.reset_prefix_cache()
+            self._version = version
+            return int(counts[0])
+
+        return self._on_engine(load)
+
+    def generate(self, prompts_P: Sequence[Prompt], num_samples: int, seed: tuple[object, ...]) -> Iterator[list[Rollout]]:
+        """Lists of rollouts as they finish. The samples of a prompt share its cached prefix; each has its own seed."""
+        waiting: dict[str, tuple[Prompt, int]] = {}
+        for prompt, sample in itertools.product(prompts_P, range(num_samples)):
+            request = str(next(self._numbers))
+            waiting[request] = (prompt, sample)
+            self._on_engine(lambda r=request, p=prompt, s=sample: self._add(r, p, request_seed(*seed, p.id, s)))  # type: ignore[misc]  # defaults bind the loop variables
+        while waiting:
+            done = [output for output in self._on_engine(self._step) if output.finished]
+            if done:
+                yield [self._rollout(output, *waiting.pop(output.request_id)) for output in done]
+
+    def _add(self, request: str, prompt: Prompt, seed: int) -> None:
+        from vllm import SamplingParams
+
+        # n samples of one seeded request would all be the same, hence one request a sample.
+        sampling = SamplingParams(
+            temperature=self._spec.rollout.temperature,
+            max_tokens=self._spec.rollout.max_new_tokens,
+            logprobs=0,
+            seed=seed,
+        )
+        self._engine.add_request(request, {"prompt_token_ids": list(prompt.token_ids)}, sampling)
+
+    def _step(self) -> list[Any]:
+        if self._version is None:
+            raise WeightPushError(f"this engine has no valid weights: {self._reason}")
+        with self._watch:
+            outputs: list[Any] = self._engine.step()
+        return outputs
+
+    def _rollout(self, output: Any, prompt: Prompt, sample: int) -> Rollout:
+        answer = output.outputs[0]
+        ids = tuple(answer.token_ids)
+        assert self._version is not None  # `_step` has checked it
+        return Rollout(
+            prompt=prompt,
+            sample_index=sample,
+            response_ids=ids,
+            rollout_logprobs=tuple(step[token].logprob for step, token in zip(answer.logprobs, ids, strict=True)),
+            text=answer.text,
+            finish_reason="stop" if answer.finish_reason == "stop" else "length",
+            policy_version=self._version,
+        )
+
+    def _on_engine(self, work: Callable[[], T]) -> T:
+        return self._thread.submit(work).result()
+
+
+def request_seed(*parts: object) -> int:
+    """A 63-bit seed from the run's seed, the step, the prompt and the sample: the same parts, the same tokens."""
+    digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def make_engine(spec: EngineSpec) -> Any:
+    """A vLLM engine whose steps the caller drives."""
+    import torch
+    from vllm import EngineArgs, LLMEngine
+
+    rollout = spec.rollout
+    where: dict[str, Any] = (
+        {"gpu_memory_utilization": rollout.gpu_memory_utilization, "tensor_parallel_size": rollout.tensor_parallel}
+        if spec.on_gpu
+        else {"enforce_eager": True, "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30)}
+    )
+    if not spec.on_gpu:
+        torch.set_num_threads(spec.threads)
+    engine = LLMEngine.from_engine_args(
+        EngineArgs(
+            model=str(spec.folder),
+            dtype=spec.dtype,  # type: ignore[arg-type]  # a Literal in vLLM
+            max_model_len=spec.max_model_len,
+            max_num_seqs=rollout.max_concurrent,
+            logprobs_mode="processed_logprobs",  # of logits / temperature, as the learner computes them
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            generation_config="vllm",  # no sampling defaults from the model's folder
+            worker_extension_cls="rlhf_ray.weight_sync.receiver.WeightReceiver",
+            **where,
+        )
+    )
+    return engine
+
+
+def engine_environment(spec: EngineSpec) -> dict[str, str]:
+    """Environment of a rollout actor; vLLM reads it when it is imported."""
+    settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+    if not spec.on_gpu:
+        settings |= {
+            "OMP_NUM_THREADS": str(spec.threads),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(spec.rollout.kv_cache_gib))),
+        }
+    return settings

@@ -1,0 +1,50 @@
+"""One weight push: the policy sends and every engine receives, at the same time."""
+
+from __future__ import annotations
+
+from rlhf_ray import metrics as names
+from rlhf_ray.actors.group import LearnerGroup
+from rlhf_ray.actors.pools import RolloutPool
+from rlhf_ray.errors import RunError
+from rlhf_ray.ports import Metrics
+from rlhf_ray.weight_sync.broadcast import Rendezvous
+
+
+class WeightBroadcast:
+    """Policy rank 0 and all rollout workers in one process group."""
+
+    def __init__(self, policy: LearnerGroup, rollout: RolloutPool, timeout_s: float) -> None:
+        self._policy, self._rollout, self._timeout_s = policy, rollout, timeout_s
+
+    def connect(self) -> None:
+        """Agrees on the layout and forms the group."""
+        buckets = self._policy.call("layout")[0]
+        host, port = self._policy.call("meeting_point")[0]
+        sizes = self._rollout.all("ping")
+        meeting = Rendezvous(host, port, 1 + sum(sizes), self._timeout_s)
+        sent = self._policy.post("join", meeting)
+        joins = [
+            actor.join.remote(meeting, 1 + sum(sizes[:i]), buckets) for i, actor in enumerate(self._rollout.actors)
+        ]
+        self._policy.collect(sent, "join")
+        for i, join in enumerate(joins):
+            self._rollout.get(join, i, "join")
+
+    def push(self, version: int) -> Metrics:
+        """Every engine now holds the policy's weights as `version`. A failure names the actors on both sides."""
+        loads = [actor.load_weights.remote(version) for actor in self._rollout.actors]
+        sent = self._policy.post("publish", version)
+        faults: list[str] = []
+        buckets = 0
+        for i, load in enumerate(loads):
+            try:
+                self._rollout.get(load, i, "load_weights")
+            except RunError as error:
+                faults.append(str(error))
+        try:
+            buckets = self._policy.collect(sent, "publish")[0]
+        except RunError as error:
+            faults.append(str(error))
+        if faults:
+            raise RunError(f"weight push of version {version}: " + "; ".join(faults))
+        return {names.CHECKSUM_BUCKETS: float(buckets)}

@@ -1,0 +1,125 @@
+"""The command line `rlhf-ray`. Heavy imports live inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from rlhf_ray.errors import RunError, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="RLHF on Ray: reward models and PPO from one YAML file. Start with [bold]rlhf-ray demo[/bold].",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code.
+
+    0 done, 1 failed, 2 wrong usage or config (nothing started), 3 a gate said no, 130 and 143 stopped by a signal.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # reward functions are named as modules of the current directory
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(args=list(argv) if argv is not None else None, prog_name="rlhf-ray")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except (UserError, RunError) as error:
+        if os.environ.get("RLHF_RAY_TRACEBACK") == "1":
+            traceback.print_exc()
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        return error.exit_code
+    return 0
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rlhf-ray {metadata.version('rlhf-ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Nothing of its own: the options of the whole program."""
+
+
+@app.command(epilog="Example: rlhf-ray demo")
+def demo(
+    run_dir: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs/demo"),
+    json_: Json = False,
+) -> None:
+    """Align the embedded chat model with PPO, offline, in about ten minutes on two cores."""
+    from rlhf_ray.cli.demo import run_demo
+
+    run_demo(run_dir, json_)
+
+
+@app.command(epilog="Example: rlhf-ray train ppo_smollm2_cpu.yaml prompts.path=my.jsonl train.num_steps=20")
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values laid over it.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where the run goes; runs/NAME if not given.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print everything; start nothing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")] = False,
+    json_: Json = False,
+) -> None:
+    """Train what CONFIG says: a policy with PPO (kind: online) or a reward model (kind: reward)."""
+    from rlhf_ray.cli.train import train_command
+
+    train_command(config, overrides or [], run_dir, dry_run=dry_run, resume=resume, as_json=json_)
+
+
+@app.command(epilog="Example: rlhf-ray doctor")
+def doctor(json_: Json = False) -> None:
+    """Check this machine: versions, memory, disk, GPU, models; each line says OK or the fix."""
+    from rlhf_ray.cli.doctor import diagnose, print_findings
+
+    findings = diagnose()
+    print_findings(findings, as_json=json_)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: rlhf-ray report runs/demo")
+def report(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    json_: Json = False,
+) -> None:
+    """Write report.html of a run again and print where it is."""
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} holds no run (no config.yaml); give a run directory such as runs/demo")
+    from rlhf_ray.report.page import write_report
+
+    page = write_report(run)
+    typer.echo(json.dumps({"report": str(page)}) if json_ else str(page))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""`rlhf-ray train`: check everything, then launch; or, with --dry-run, show what would be launched."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rlhf_ray.config import RewardModelConfig, RunConfig, run_folder
+from rlhf_ray.config_file import dump_config, load_config
+from rlhf_ray.errors import UserError
+from rlhf_ray.machine import cpu_cores, memory_gib
+from rlhf_ray.preflight import feasible, preflight
+from rlhf_ray.resources import RoleRequest, requests
+
+
+def train_command(
+    path: str, overrides: Sequence[str], run_dir: Path | None, *, dry_run: bool, resume: bool, as_json: bool
+) -> None:
+    """Loads, checks and runs the config at `path`. Raises `UserError` before anything has started."""
+    config = load_config(path, overrides)
+    folder = run_dir or run_folder(Path("runs"), config.name)
+    if resume and isinstance(config, RewardModelConfig):
+        raise UserError("--resume: reward-model training starts over; choose a new --run-dir instead")
+    notes = preflight(config, folder, resume, download=not dry_run)
+    if dry_run:
+        _show(config, [*notes, *_shortfall(config)], as_json)
+        return
+    console = Console(stderr=True)
+    if not as_json:
+        for note in notes:
+            console.print(note, highlight=False, markup=False)
+    summary = _launch(config, folder, resume, _command(path, overrides, folder, resume))
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        print(f"finished: {folder}")
+
+
+def _launch(config: RunConfig | RewardModelConfig, folder: Path, resume: bool, command: str) -> dict[str, object]:
+    if isinstance(config, RunConfig):
+        from rlhf_ray.cluster import launch
+
+        return dict(launch(config, folder, resume, command))
+    from rlhf_ray.offline.reward import launch_reward
+
+    return dict(launch_reward(config, folder))
+
+
+def _command(path: str, overrides: Sequence[str], folder: Path, resume: bool) -> str:
+    words = ["rlhf-ray", "train", path, *overrides, "--run-dir", str(folder), *(["--resume"] if resume else [])]
+    return shlex.join(words)
+
+
+def _shortfall(config: RunConfig | RewardModelConfig) -> list[str]:
+    """What this machine lacks for the run, as a note: a dry run may be made on another machine than the run."""
+    if isinstance(config, RewardModelConfig):
+        return []
+    cores, gpus, asked = cpu_cores(), _visible_gpus(), requests(config)
+    wanted = sum(role.total_gpus for role in asked)
+    notes = []
+    if wanted > gpus:
+        has = f"it has {gpus}" if gpus else "it has none"
+        notes.append(f"this machine lacks {wanted - gpus:g} GPUs: the run asks for {wanted:g}, {has}")
+    # An embedded colocated cluster gives out logical CPUs: its roles take turns on the same cores.
+    embedded = config.placement.mode == "colocated" and not config.placement.address
+    cpus = max(cores, sum(role.total_cpus for role in asked)) if embedded else cores
+    try:
+        feasible(config, cpus, max(gpus, wanted), memory_gib())
+    except UserError as error:
+        notes.append(f"on this machine: {error}")
+    return notes
+
+
+def _visible_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _show(config: RunConfig | RewardModelConfig, notes: Sequence[str], as_json: bool) -> None:
+    roles = requests(config) if isinstance(config, RunConfig) else [_reward_role(config)]
+    if as_json:
+        described = [{"role": r.role, "actors": r.actors, "cpus_each": r.cpus, "gpus_each": r.gpus} for r in roles]
+        print(json.dumps({"notes": list(notes), "roles": described, "config": config.model_dump(mode="json")}))
+        return
+    title = f"placement: {config.placement.mode}"
+    table = Table("role", "actors", "CPUs each", "GPUs each", "CPUs", "GPUs", title=title)
+    for role in roles:
+        numbers = (role.cpus, role.gpus, role.total_cpus, role.total_gpus)
+        table.add_row(role.role, str(role.actors), *(f"{number:g}" for number in numbers))
+    total_cpus, total_gpus = sum(r.total_cpus for r in roles), sum(r.total_gpus for r in roles)
+    table.add_section()
+    table.add_row("all", str(sum(r.actors for r in roles)), "", "", f"{total_cpus:g}", f"{total_gpus:g}")
+    console = Console(soft_wrap=True, highlight=False)
+    for note in notes:
+        console.print(f"- {note}", markup=False)
+    console.print(table)
+    console.print(dump_config(config), markup=False)
+    console.print("dry run: nothing was started")
+
+
+def _reward_role(config: RewardModelConfig) -> RoleRequest:
+    return RoleRequest("reward trainer", config.num_workers, config.cpus_per_worker, config.gpus_per_worker)

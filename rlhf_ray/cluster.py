@@ -1,0 +1,139 @@
+"""The only place that turns a config into live actors: join or start a cluster, launch the controller, watch it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_ray.config import PlacementConfig, RunConfig
+from rlhf_ray.config_file import dump_config
+from rlhf_ray.errors import RunError
+from rlhf_ray.evaluation.memory import PeakMemory
+from rlhf_ray.machine import cpu_cores
+from rlhf_ray.models.folder import resolve_model
+from rlhf_ray.report.page import write_report
+from rlhf_ray.report.progress import ProgressView
+from rlhf_ray.resources import feasible, requests
+from rlhf_ray.rewards.base import ModelRewardConfig
+from rlhf_ray.rundir.journal import RunDirectory
+
+_POLL_S = 0.5
+_STOP_GRACE_S = 600.0
+
+
+@contextlib.contextmanager
+def connected(placement: PlacementConfig, cpus: float = 1.0) -> Iterator[None]:
+    """Inside, Ray is up: the cluster of `placement.address` or RAY_ADDRESS, or one started here and stopped after.
+
+    An embedded cluster of a colocated run has at least `cpus` logical CPUs and some to spare, whatever the machine has:
+    its roles take turns on the cores, and Ray Train's own actors need room beside them.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = placement.address or os.environ.get("RAY_ADDRESS")
+    settings: dict[str, Any] = {"address": address} if address else _embedded(placement, cpus)
+    ray.init(log_to_driver=False, logging_level="WARNING", runtime_env={"env_vars": _environment()}, **settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict[str, Any]:
+    """Runs `config` in `run_dir`, shows its progress, writes the report; returns the summary.
+
+    `RunError` names the actor or stage at fault. A signal makes the run commit and end after the step under way.
+    """
+    import ray
+
+    from rlhf_ray.actors.controller import Folders, make_controller
+
+    began, run_dir = time.monotonic(), run_dir.resolve()
+    rewards = tuple(
+        resolve_model(source.path) if isinstance(source, ModelRewardConfig) else None for source in config.reward.sources
+    )
+    folders = Folders(resolve_model(config.model.path), rewards)
+    if not resume:
+        RunDirectory.create(run_dir, dump_config(config), {"command": command}, config.train.keep_checkpoints)
+    with PeakMemory() as memory, connected(config.placement, sum(role.total_cpus for role in requests(config))):
+        available = ray.cluster_resources()
+        feasible(config, available.get("CPU", 0), available.get("GPU", 0), available.get("memory", 0) / 2**30)
+        controller = make_controller(config, folders, run_dir, _threads(config))
+        summary = _watch(controller, config)
+        ray.kill(controller)
+    summary |= {
+        "seconds_total": time.monotonic() - began,
+        "peak_rss_gib": memory.peak_gib,
+        "rm_heldout_accuracy": _heldout_accuracy(rewards),
+        "command": command,
+    }
+    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_report(run_dir)
+    return summary
+
+
+def _watch(controller: Any, config: RunConfig) -> dict[str, Any]:
+    """Shows progress until the run is over; an interrupt asks the run to end after its step, a second one does not."""
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+
+    running, seen = controller.run.remote(), 0
+    with ProgressView(config.train.num_steps, config.algorithm.type.upper()) as view:
+        try:
+            while not ray.wait([running], timeout=_POLL_S)[0]:
+                records = ray.get(controller.records_since.remote(seen))
+                seen = records[-1]["index"] if records else seen
+                view.update(records)
+            view.update(ray.get(controller.records_since.remote(seen)))
+            summary: dict[str, Any] = ray.get(running)
+        except KeyboardInterrupt:
+            ray.get(controller.stop.remote())
+            ray.wait([running], timeout=_STOP_GRACE_S)
+            raise
+        except RayTaskError as error:
+            raise RunError(f"{error.cause}") from error
+        except RayActorError as error:
+            raise RunError(f"the controller died: {error}") from error
+    return summary
+
+
+def _embedded(placement: PlacementConfig, cpus: float) -> dict[str, Any]:
+    cores = cpu_cores()
+    logical = cores if placement.mode == "separate" else max(cores, math.ceil(cpus)) + 2
+    return {"num_cpus": logical, "include_dashboard": True, "object_store_memory": 2**30}
+
+
+def _environment() -> dict[str, str]:
+    """What every actor gets: the driver's folder for reward functions, and quiet libraries."""
+    paths = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
+
+
+def _threads(config: RunConfig) -> int:
+    if config.placement.threads is not None:
+        return config.placement.threads
+    return cpu_cores() if config.placement.mode == "colocated" else max(1, int(config.policy.cpus_per_worker))
+
+
+def _heldout_accuracy(rewards: Sequence[Path | None]) -> float | None:
+    """The held-out accuracy that the reward model's training left beside it, if it was trained here."""
+    for folder in rewards:
+        summary = folder.parent / "summary.json" if folder else None
+        if summary and summary.is_file():
+            accuracy = json.loads(summary.read_text()).get("rm_heldout_accuracy")
+            return float(accuracy) if accuracy is not None else None
+    return None

@@ -1,0 +1,92 @@
+"""The online loop on one screen: prompt -> rollout -> reward -> advantage -> update -> weight push -> commit.
+
+It knows ports only (`ports.py`). What a step cost is in `metrics.jsonl`; where it ran is decided in `cluster.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_ray.accounting import StepClock, in_order, rollout_metrics
+from rlhf_ray.config import RunConfig
+from rlhf_ray.data.batching import collate
+from rlhf_ray.ports import Algorithm, Metrics, Roles, State
+from rlhf_ray.sentinels import Sentinels
+
+
+@dataclass
+class Progress:
+    """Where a run stands: steps done, and the version that the engines hold (one more with every push)."""
+
+    step: int = 0
+    version: int = 0
+
+
+def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: int, progress: Progress) -> None:
+    """Runs the steps after `progress.step`, in place. The engines must hold the policy's weights as its version."""
+    sentinels = Sentinels(config, roles.journal)
+    while progress.step < config.train.num_steps and not roles.should_stop():
+        step = progress.step + 1
+        clock = StepClock(roles, step)
+
+        prompts = roles.prompts.take(config.train.prompts_per_step)
+        with clock("generate"):
+            scoring = roles.reward.submit(roles.rollout.generate(prompts, config.rollout.samples_per_prompt, step))
+        with clock("score"):
+            rollouts, quarantined = in_order(prompts, scoring())
+        batch = collate(rollouts, pad_token_id, config.reward.truncated.mode, config.reward.truncated.penalty)
+
+        with clock("logprobs"):
+            old, ref, values = roles.together(
+                lambda: roles.policy.logprobs(batch),
+                lambda: roles.reference.logprobs(batch),
+                lambda: roles.critic.values(batch),
+            )
+        with clock("advantages"):
+            batch, metrics = algorithm.advantages(batch.with_(old_logprobs=old, ref_logprobs=ref, values=values))
+        with clock("update"):
+            updates: list[Callable[[], Metrics]] = [lambda: roles.critic.update(batch, step)]
+            if step > config.critic.policy_freeze_steps:
+                updates.append(lambda: roles.policy.update(batch, step, algorithm.kl_coef))
+            for found in roles.together(*updates):
+                metrics |= found
+        with clock("push"):
+            metrics |= roles.weights.push(progress.version + 1)
+
+        progress.step, progress.version = step, progress.version + 1
+        metrics |= rollout_metrics(rollouts, quarantined, batch) | sentinels.check(step, batch, metrics)
+        roles.journal.rollouts(step, rollouts + quarantined)
+        with clock("commit"):
+            if step % config.train.checkpoint_every == 0 or step == config.train.num_steps or roles.should_stop():
+                commit(roles, progress, algorithm)
+        roles.journal.metrics(step, metrics | clock.metrics())
+
+
+def commit(roles: Roles, progress: Progress, algorithm: Algorithm) -> None:
+    """Everything that a resumed run needs, in one atomic directory."""
+
+    def save(folder: Path) -> None:
+        roles.policy.save(folder)
+        roles.critic.save(folder)
+
+    state: State = {
+        "step": progress.step,
+        "version": progress.version,
+        "prompts": roles.prompts.state_dict(),
+        "algorithm": algorithm.state_dict(),
+    }
+    path = roles.journal.commit(progress.step, state, save)
+    roles.policy.committed(path)
+    roles.critic.committed(path)
+
+
+def restore(roles: Roles, algorithm: Algorithm, state: Mapping[str, object]) -> Progress:
+    """Puts the loop's own state back; the learners restore theirs from the same directory."""
+    prompts, learned = state["prompts"], state["algorithm"]
+    if not isinstance(prompts, Mapping) or not isinstance(learned, Mapping):
+        raise ValueError("the checkpoint's manifest does not hold the state of a run")
+    roles.prompts.load_state_dict(prompts)
+    algorithm.load_state_dict(learned)
+    return Progress(int(str(state["step"])), int(str(state["version"])))

@@ -1,0 +1,247 @@
+"""DeepSpeed under one small roof: accumulate, guard, step, export. The only module that imports deepspeed.
+
+One `Engine` is one rank of a learner. Gradients are summed, not averaged: the caller's token weights already hold the
+global denominator, so a loss is multiplied by the world size before DeepSpeed divides by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_ray.config import LearnerConfig
+from rlhf_ray.models.device import backend, device
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # read when deepspeed loads
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one optimizer step did."""
+
+    applied: bool
+    """False if a gradient was not finite on any rank: the weights are then untouched."""
+    grad_norm: float
+    """Global norm before clipping."""
+    missing: tuple[str, ...]
+    """Trainable parameters that no backward pass reached."""
+
+
+class Engine:
+    """A module, its AdamW and DeepSpeed's ZeRO around them."""
+
+    def __init__(self, module: nn.Module, config: LearnerConfig, dtype: torch.dtype) -> None:
+        import deepspeed
+
+        if not torch.distributed.is_initialized():
+            raise RuntimeError("torch.distributed must be initialised before an Engine is made")
+        deepspeed.init_distributed(dist_backend=backend(), auto_mpi_discovery=False)
+        without_dropout(module)
+        module.train()
+        if config.gradient_checkpointing:
+            enable_gradient_checkpointing(module)
+        self.config = config
+        self.world_size = torch.distributed.get_world_size()
+        self.steps = 0
+        self.zero_stage = config.deepspeed.zero_stage
+        self._trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._squared_norms: dict[str, Tensor] = {}
+        for name, parameter in self._trainable.items():
+            parameter.register_hook(self._watch(name))
+        optimizer = torch.optim.AdamW(
+            self._trainable.values(),
+            lr=config.learning_rate,
+            betas=config.adam_betas,
+            weight_decay=config.weight_decay,
+        )
+        self._optimizer = optimizer
+        self._grad_norm = 0.0
+        if self.zero_stage == 0:
+            optimizer.register_step_pre_hook(self._clip)
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=deepspeed_config(config, dtype), dist_init_required=False
+        )
+
+    def __call__(self, *args: Tensor) -> Any:
+        """The module's forward pass, through DeepSpeed."""
+        return self._engine(*args)
+
+    @property
+    def module(self) -> nn.Module:
+        """The wrapped module."""
+        module: nn.Module = self._engine.module
+        return module
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of `loss`; losses of all calls and ranks before `step` are summed."""
+        self._engine.backward(loss * self.world_size)
+
+    def step(self) -> StepReport:
+        """One AdamW update with warm-up and clipping, unless a gradient is not finite on any rank."""
+        missing = tuple(name for name in self._trainable if name not in self._squared_norms)
+        healthy = agree(all_finite(self._squared_norms.values()))
+        self._squared_norms.clear()
+        warm = min(1.0, (self.steps + 1) / max(1, self.config.warmup_steps))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * warm
+        with contextlib.nullcontext() if healthy else self._frozen():
+            self._engine.step()
+        self.steps += int(healthy)
+        norm = self._grad_norm if self.zero_stage == 0 else float(self._engine.get_global_grad_norm() or 0.0)
+        return StepReport(applied=healthy, grad_norm=norm, missing=missing)
+
+    def discard(self) -> None:
+        """Throws away the gradients accumulated so far; the weights stay as they are."""
+        self._squared_norms.clear()
+        with self._frozen():
+            self._engine.step()
+
+    @contextlib.contextmanager
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Inside, `parameters` are whole on every rank (a no-op below ZeRO-3)."""
+        if self.zero_stage < 3:
+            yield
+            return
+        from deepspeed.zero import GatheredParameters
+
+        with GatheredParameters(list(parameters)):
+            yield
+
+    def trainable_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Whole float32 trainable weights and Adam moments by parameter name, on CPU. All ranks must call it.
+
+        Independent of world size and ZeRO stage, so a run can resume on another number of ranks.
+        """
+        weights: dict[str, Tensor] = {}
+        moments: dict[str, Tensor] = {}
+        for name, parameter in self._trainable.items():
+            weights[name] = self._full(parameter, None).cpu()
+            if self.steps:
+                for key in ("exp_avg", "exp_avg_sq"):
+                    moments[f"{name}|{key}"] = self._full(parameter, key).cpu()
+        return weights, moments
+
+    def load_trainable_state(self, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: int) -> None:
+        """Restores what `trainable_state` gave. A `KeyError` names a parameter that is missing."""
+        self.steps = steps
+        if steps:
+            self._make_moments(steps)
+        with torch.no_grad():
+            for name, parameter in self._trainable.items():
+                self._set_full(parameter, None, weights[name])
+                if steps:
+                    for key in ("exp_avg", "exp_avg_sq"):
+                        self._set_full(parameter, key, moments[f"{name}|{key}"])
+
+    def _make_moments(self, steps: int) -> None:
+        # AdamW makes its state at the first step; a resumed one needs it before, to have something to fill.
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                self._optimizer.state[parameter] = {
+                    "step": torch.tensor(float(steps)),
+                    "exp_avg": torch.zeros_like(parameter.data),
+                    "exp_avg_sq": torch.zeros_like(parameter.data),
+                }
+        if self.zero_stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _full(self, parameter: nn.Parameter, key: str | None) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if self.zero_stage == 0:
+            tensor: Tensor = parameter.data if key is None else self._optimizer.state[parameter][key]
+        elif key is None:
+            tensor = safe_get_full_fp32_param(parameter)
+        else:
+            tensor = safe_get_full_optimizer_state(parameter, key)
+        return tensor.detach().clone()
+
+    def _set_full(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        value = value.to(device())
+        if self.zero_stage == 0:
+            (parameter.data if key is None else self._optimizer.state[parameter][key]).copy_(value)
+        elif key is None:
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
+
+    def _watch(self, name: str) -> Any:
+        def hook(grad: Tensor) -> None:
+            # Sees the whole local gradient before DeepSpeed reduces and partitions it, at every ZeRO stage.
+            self._squared_norms[name] = self._squared_norms.get(name, 0.0) + grad.detach().float().square().sum()
+
+        return hook
+
+    def _clip(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        # DeepSpeed clips plain float32 training without telling the norm.
+        norm = nn.utils.clip_grad_norm_(self._trainable.values(), self.config.deepspeed.gradient_clipping)
+        self._grad_norm = float(norm)
+
+    @contextlib.contextmanager
+    def _frozen(self) -> Iterator[None]:
+        # DeepSpeed's step also reduces, clips and frees gradients; only the update itself must not happen.
+        update = self._optimizer.step
+        self._optimizer.step = lambda closure=None: None  # type: ignore[method-assign,assignment]  # for one call
+        try:
+            yield
+        finally:
+            self._optimizer.step = update  # type: ignore[method-assign]  # put back
+
+
+def deepspeed_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, object]:
+    """DeepSpeed's own configuration for a learner.
+
+    Low precision goes through `torch_autocast`, which leaves the parameters, and so the value head and the optimizer,
+    in float32. The caller decides when a minibatch ends, hence `managed_gradient_accumulation: false`.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.deepspeed.gradient_clipping if config.deepspeed.zero_stage else 0.0,
+        "zero_optimization": {"stage": config.deepspeed.zero_stage, "overlap_comm": False},
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "torch_autocast": {"enabled": dtype != torch.float32, "dtype": str(dtype).removeprefix("torch.")},
+        "steps_per_print": 1_000_000_000,
+    }
+
+
+def all_finite(values: Any) -> bool:
+    """True if every tensor in `values` is finite (and if there are none)."""
+    tensors = [torch.as_tensor(v) for v in values]
+    return not tensors or bool(torch.isfinite(torch.stack(tensors)).all())
+
+
+def agree(flag: bool) -> bool:
+    """True only if `flag` is true on every rank."""
+    vote = torch.tensor([1.0 if flag else 0.0], device=device())
+    torch.distributed.all_reduce(vote, op=torch.distributed.ReduceOp.MIN)
+    return bool(vote.item())
+
+
+def without_dropout(module: nn.Module) -> None:
+    """Sets every dropout probability to 0: old and new log-probabilities must differ by the update alone."""
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        if isinstance(getattr(part, "attention_dropout", None), float):
+            part.attention_dropout = 0.0  # type: ignore[assignment]  # a float attribute of attention layers
+
+
+def enable_gradient_checkpointing(module: nn.Module) -> None:
+    """Recomputes activations in the backward pass, also where only adapters are trained."""
+    for part in module.modules():
+        if callable(getattr(part, "gradient_checkpointing_enable", None)):
+            part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]  # transformers method
+            part.enable_input_require_grads()  # type: ignore[operator]  # transformers method
+            return
+    raise ValueError("gradient_checkpointing: the model does not support it")

@@ -1,0 +1,169 @@
+"""Everything that can be known to be wrong before an actor starts. No Ray in here."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from rlhf_ray.config import RewardModelConfig, RunConfig
+from rlhf_ray.data.prompts import load_prompts, read_rows
+from rlhf_ray.data.rows import is_hub_id
+from rlhf_ray.errors import UserError
+from rlhf_ray.machine import silent_cluster
+from rlhf_ray.models.folder import (
+    check_causal_lm,
+    check_reward_model,
+    is_local,
+    max_positions,
+    resolve_model,
+    same_tokenizer,
+)
+from rlhf_ray.resources import checkpoint_gib, feasible
+from rlhf_ray.rewards.base import FunctionRewardConfig, ModelRewardConfig
+
+__all__ = ["feasible", "preflight"]
+
+
+def preflight(
+    config: RunConfig | RewardModelConfig, run_dir: Path, resume: bool, *, download: bool = True
+) -> list[str]:
+    """Notes worth printing; raises `UserError` for the first thing that would stop the run.
+
+    With `download` False (a dry run) models and data that only the hub has are a note instead of a download.
+    """
+    _check_run_dir(run_dir, resume)
+    _check_address(config.placement.address)
+    if isinstance(config, RewardModelConfig):
+        notes: list[str] = []
+        _folder(config.model.path, check_causal_lm, download, notes)
+        _check_preferences(config.data.path)
+        return notes
+    return _check_online(config, run_dir, download)
+
+
+def _check_online(config: RunConfig, run_dir: Path, download: bool) -> list[str]:
+    notes = [config.arithmetic()]
+    for source in config.reward.sources:
+        if isinstance(source, FunctionRewardConfig):
+            check_function(source.path)
+    policy = _folder(config.model.path, check_causal_lm, download, notes)
+    models = [source for source in config.reward.sources if isinstance(source, ModelRewardConfig)]
+    rewards = [_folder(source.path, check_reward_model, download, notes) for source in models]
+    _check_critic(config, policy, rewards)
+    for path, folder in [(config.model.path, policy), *zip((m.path for m in models), rewards, strict=True)]:
+        if folder:
+            _check_positions(config, path, folder)
+    _check_disk(config, run_dir)
+    on_hub = [path for path in (config.prompts.path, config.prompts.heldout_path) if path and is_hub_id(path)]
+    if on_hub and not download:
+        notes.append(f"prompts of {on_hub[0]} are on the hub: not checked, loaded when the run starts")
+    else:
+        _check_prompts(config, policy, notes)
+    return notes
+
+
+def _check_run_dir(run_dir: Path, resume: bool) -> None:
+    if resume:
+        if not (run_dir / "config.yaml").is_file():
+            raise UserError(f"--resume: {run_dir} holds no run (no config.yaml); start it without --resume")
+    elif run_dir.exists():
+        raise UserError(f"run directory {run_dir} exists already; continue it with --resume or choose a new --run-dir")
+    parent = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"run directory {run_dir}: {parent} is not writable; choose another --run-dir")
+
+
+def _check_address(address: str | None) -> None:
+    """A Ray cluster that is named must answer at its port; `auto` and none are found by Ray itself."""
+    source, address = ("placement.address", address) if address else ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS"))
+    reason = silent_cluster(address)
+    if reason:
+        raise UserError(f"{source}: no Ray cluster answers at {address} ({reason}); start it or unset the address")
+
+
+def _folder(path: str, check: Callable[[Path], None], download: bool, notes: list[str]) -> Path | None:
+    """The checked folder of a model, or None with a note if a dry run finds it nowhere on this machine."""
+    try:
+        folder = resolve_model(path, download)
+    except UserError:
+        if download or is_local(path):
+            raise
+        notes.append(f"model {path} is not on this machine: it was not checked, and is downloaded when the run starts")
+        return None
+    check(folder)
+    return folder
+
+
+def _check_critic(config: RunConfig, policy: Path | None, rewards: list[Path | None]) -> None:
+    """The critic reads the policy's token ids, so a critic made from the reward model needs the policy's tokenizer."""
+    if config.critic.init != "reward":
+        return
+    if not rewards:
+        raise UserError("critic.init = reward needs a reward source of type model; set critic.init=policy")
+    if policy and rewards[0] and not same_tokenizer(policy, rewards[0]):
+        raise UserError(
+            f"critic.init = reward: the tokenizers of {config.model.path} and of the reward model {rewards[0]} differ, "
+            "but critic and policy share token ids; set critic.init=policy or use a reward model of the same family"
+        )
+
+
+def _check_positions(config: RunConfig, path: str, folder: Path) -> None:
+    longest, allowed = config.prompts.max_prompt_tokens + config.rollout.max_new_tokens, max_positions(folder)
+    if allowed is not None and longest > allowed:
+        raise UserError(
+            f"prompts.max_prompt_tokens + rollout.max_new_tokens = {longest} tokens, but {path} was built for "
+            f"{allowed} (max_position_embeddings); lower one of them"
+        )
+
+
+def _check_disk(config: RunConfig, run_dir: Path) -> None:
+    parent = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
+    free, one = shutil.disk_usage(parent).free / 2**30, checkpoint_gib(config)
+    needed = one * (config.train.keep_checkpoints + 1)
+    if needed > free:
+        raise UserError(
+            f"{run_dir}: {free:.1f} GiB of disk are free, but train.keep_checkpoints = {config.train.keep_checkpoints} "
+            f"and one being written need about {needed:.1f} GiB ({one:.1f} each); free some or use another --run-dir"
+        )
+
+
+def _check_prompts(config: RunConfig, policy: Path | None, notes: list[str]) -> None:
+    if policy is None:  # no tokenizer here: the rows can be read, their length cannot be known
+        rows = len(read_rows(config.prompts))
+        notes.append(f"{rows} prompts read; their length in tokens was not checked")
+        return
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    train, heldout, more = load_prompts(config.prompts, tokenizer, config.train.eval_prompts)
+    notes.append(f"{len(train)} training prompts, {len(heldout)} held out")
+    notes.extend(more)
+    if len(train) < config.train.prompts_per_step:
+        notes.append(f"a step takes {config.train.prompts_per_step} prompts, more than there are: some repeat in it")
+
+
+def _check_preferences(path: str) -> None:
+    if not is_hub_id(path) and path != "demo" and not Path(path).expanduser().is_file():
+        raise UserError(f"data.path: preference file {path} does not exist")
+
+
+def check_function(path: str) -> None:
+    """Raises `UserError` unless `package.module:function` can be imported and takes (prompt, response, reference)."""
+    module, _, name = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # whatever the user's module raises when imported
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"reward function {path}: importing {module} failed: {reason}") from error
+    if not callable(function):
+        raise UserError(f"reward function {path}: {module} has no function {name}")
+    try:
+        inspect.signature(function).bind("prompt", "response", None)
+    except TypeError as error:
+        raise UserError(f"reward function {path} must accept (prompt, response, reference): {error}") from None
+    except ValueError:  # a builtin without a signature
+        return

@@ -1,0 +1,125 @@
+"""What each role of a run asks for, and whether a cluster has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlhf_ray.config import LearnerConfig, RunConfig
+from rlhf_ray.errors import UserError
+from rlhf_ray.models.folder import count_parameters, resolve_model
+from rlhf_ray.rewards.base import ModelRewardConfig
+
+GIB = 2**30
+_WEIGHTS, _GRADIENTS, _ADAM = 4, 4, 8  # bytes a parameter in float32
+
+
+@dataclass(frozen=True, slots=True)
+class RoleRequest:
+    """The resources of one role: `actors` processes of `cpus` CPUs and `gpus` GPUs each."""
+
+    role: str
+    actors: int
+    cpus: float
+    gpus: float
+
+    @property
+    def total_cpus(self) -> float:
+        """CPUs of all actors of the role."""
+        return self.actors * self.cpus
+
+    @property
+    def total_gpus(self) -> float:
+        """GPUs of all actors of the role."""
+        return self.actors * self.gpus
+
+
+def requests(config: RunConfig) -> list[RoleRequest]:
+    """One entry a role, in the order of the loop. The controller only waits and asks for nothing.
+
+    `rollout.gpus` counts for each tensor-parallel rank, `rollout.cpus` for each engine.
+    """
+    rollout = config.rollout
+    return [
+        RoleRequest("controller", 1, 0.0, 0.0),
+        RoleRequest("rollout", rollout.engines, rollout.cpus, rollout.gpus * rollout.tensor_parallel),
+        RoleRequest("reward", config.reward.replicas, config.reward.cpus, config.reward.gpus),
+        RoleRequest("reference", config.reference.replicas, config.reference.cpus, config.reference.gpus),
+        *(
+            RoleRequest(name, learner.num_workers, learner.cpus_per_worker, learner.gpus_per_worker)
+            for name, learner in (("policy", config.policy), ("critic", config.critic))
+        ),
+    ]
+
+
+def feasible(config: RunConfig, cpus: float, gpus: float, memory_gib: float) -> None:
+    """Raises `UserError` naming everything that a cluster of `cpus`, `gpus` and `memory_gib` lacks, by role."""
+    roles = requests(config)
+    lacking = []
+    for unit, has, asked in (
+        ("CPUs", cpus, {role.role: role.total_cpus for role in roles}),
+        ("GPUs", gpus, {role.role: role.total_gpus for role in roles}),
+        ("GiB of memory", memory_gib, least_memory_gib(config)),
+    ):
+        total = sum(asked.values())
+        if total > has + 1e-6:
+            parts = ", ".join(f"{role} {amount:.3g}" for role, amount in asked.items() if amount)
+            least = "at least " if unit.startswith("GiB") else ""
+            lacking.append(f"this run asks for {least}{total:.3g} {unit} ({parts}), the cluster has {has:.3g}")
+    if lacking:
+        raise UserError(
+            "; ".join(lacking) + ". Lower the workers, replicas, engines or their cpus and gpus, or join a larger "
+            "cluster with placement.address"
+        )
+
+
+def least_memory_gib(config: RunConfig) -> dict[str, float]:
+    """A lower bound of the main memory of each role that runs on CPU, in GiB: weights, gradients, Adam, KV cache.
+
+    Activations and the libraries come on top. A hub model that is not downloaded yet counts as nothing.
+    """
+    policy = parameters(config.model.path)
+    rewards = sum(parameters(s.path) for s in config.reward.sources if isinstance(s, ModelRewardConfig))
+    asked: dict[str, float] = {}
+    if not config.rollout.gpus:
+        asked["rollout"] = config.rollout.engines * (_WEIGHTS * policy / GIB + config.rollout.kv_cache_gib)
+    if not config.reward.gpus:
+        asked["reward"] = config.reward.replicas * _WEIGHTS * rewards / GIB
+    if not config.reference.gpus:
+        asked["reference"] = config.reference.replicas * _WEIGHTS * policy / GIB
+    if not config.policy.gpus_per_worker:
+        asked["policy"] = _learner_bytes(config.policy, policy) / GIB
+    if not config.critic.gpus_per_worker:
+        asked["critic"] = _learner_bytes(config.critic, critic_parameters(config)) / GIB
+    return asked
+
+
+def checkpoint_gib(config: RunConfig) -> float:
+    """An estimate of one checkpoint in GiB: float32 weights of policy and critic, and the Adam state of what trains."""
+    total = 0
+    for learner, size in ((config.policy, parameters(config.model.path)), (config.critic, critic_parameters(config))):
+        total += size * (_WEIGHTS + (0 if learner.lora else _ADAM))
+    return total / GIB
+
+
+def critic_parameters(config: RunConfig) -> int:
+    """Weights of the critic's backbone: those of the model that it starts from."""
+    source = next((s for s in config.reward.sources if isinstance(s, ModelRewardConfig)), None)
+    from_reward = config.critic.init == "reward" and source is not None
+    return parameters(source.path if from_reward and source else config.model.path)
+
+
+def parameters(path: str) -> int:
+    """Weights of a model that is on this machine; 0 for one that is not."""
+    try:
+        return count_parameters(resolve_model(path, download=False))
+    except UserError:
+        return 0
+
+
+def _learner_bytes(learner: LearnerConfig, size: int) -> int:
+    """Over all ranks. ZeRO 1-3 share out Adam's state, 2-3 the gradients, 3 the weights; LoRA trains few."""
+    ranks, stage = learner.num_workers, learner.deepspeed.zero_stage
+    weights = _WEIGHTS * (1 if stage == 3 else ranks)
+    if learner.lora:
+        return size * weights
+    return size * (weights + _GRADIENTS * (1 if stage >= 2 else ranks) + _ADAM * (1 if stage >= 1 else ranks))

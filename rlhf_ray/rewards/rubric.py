@@ -1,0 +1,44 @@
+"""Combines reward sources into one reward and keeps what each of them said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from rlhf_ray.types import Rollout, Score
+
+
+class Source(Protocol):
+    """A reward source: one number a rollout. An entry that could not be scored is an exception in its place."""
+
+    def score(self, rollouts: Sequence[Rollout]) -> Sequence[float | Exception]: ...
+
+
+class Rubric:
+    """The weighted sum of named sources."""
+
+    def __init__(self, sources: Sequence[tuple[str, float, Source]]) -> None:
+        self._sources = list(sources)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
+        """A `Score` a rollout. One that any source could not score carries an error, never a made-up number."""
+        columns = {name: source.score(rollouts) for name, _, source in self._sources}
+        weights = {name: weight for name, weight, _ in self._sources}
+        return [self._combine({name: column[i] for name, column in columns.items()}, weights) for i in range(len(rollouts))]
+
+    @staticmethod
+    def _combine(values: dict[str, float | Exception], weights: dict[str, float]) -> Score:
+        faults = {name: fault for name, value in values.items() if (fault := _fault(value))}
+        parts = {name: float(value) for name, value in values.items() if not isinstance(value, Exception) and name not in faults}
+        if faults:
+            return Score(math.nan, parts, "; ".join(f"{name}: {fault}" for name, fault in faults.items()))
+        return Score(sum(weights[name] * value for name, value in parts.items()), parts)
+
+
+def _fault(value: float | Exception) -> str | None:
+    if isinstance(value, Exception):
+        return f"{type(value).__name__}: {value}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"expected a number, got {type(value).__name__}"
+    return None if math.isfinite(value) else f"expected a finite number, got {value}"

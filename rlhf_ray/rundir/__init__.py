@@ -1,0 +1,1 @@
+"""The run directory: the journal of a run, and checkpoints committed atomically."""

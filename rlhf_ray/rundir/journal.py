@@ -1,0 +1,196 @@
+"""The run directory: everything that a run leaves behind, written so that a crash loses at most the step under way.
+
+    config.yaml  manifest.json  metrics.jsonl  events.jsonl  summary.json  rollouts/step-000012.parquet
+    eval/before.parquet  eval/after.parquet  tensorboard/  checkpoints/step-000010/  report.html
+
+A step is named by the number of finished steps: `metrics(10, ...)` belongs to the step that `commit(10, ...)` commits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_ray.errors import UserError
+from rlhf_ray.rundir.commit import Commit, commit_directory, newest_good, prune, replace_file, set_aside
+from rlhf_ray.rundir.environment import describe_environment
+from rlhf_ray.rundir.lines import append_line, finite, flush_to_disk, keep_lines
+from rlhf_ray.rundir.rollout_table import write_rollouts
+
+if TYPE_CHECKING:  # both load torch
+    from torch.utils.tensorboard import SummaryWriter
+
+    from rlhf_ray.ports import Metrics, State
+    from rlhf_ray.types import Rollout
+
+_RECORDS = 2000  # the live view polls every second or so; older ones are in the files
+
+
+class RunDirectory:
+    """Implements `ports.Journal` on disk, and feeds the live view. Its methods may be called from several threads."""
+
+    def __init__(self, path: Path, committed: Commit | None, keep_checkpoints: int) -> None:
+        """Use `create` or `open`."""
+        self.path = path
+        self.committed = committed
+        self._keep = keep_checkpoints
+        self._records: deque[dict[str, object]] = deque(maxlen=_RECORDS)
+        self._lock = threading.Lock()
+        self._tensorboard: SummaryWriter | None = None
+
+    @classmethod
+    def create(
+        cls, path: Path, config_yaml: str, manifest: Mapping[str, object], keep_checkpoints: int = 2
+    ) -> RunDirectory:
+        """A new run directory. `manifest` (for example data hashes) joins, and wins over, what is found out here.
+
+        Raises `UserError` if something is at `path` already.
+        """
+        if path.exists():
+            raise UserError(f"{path} exists already. Choose another run directory, or continue that run with --resume.")
+        path.mkdir(parents=True)
+        facts = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **describe_environment(), **manifest}
+        replace_file(path / "manifest.json", json.dumps(finite(facts), indent=2) + "\n")
+        replace_file(path / "config.yaml", config_yaml)
+        return cls(path, None, keep_checkpoints)
+
+    @classmethod
+    def open(cls, path: Path, keep_checkpoints: int = 2) -> RunDirectory:
+        """Takes over an existing run directory for writing, as of its newest good checkpoint (`.committed`).
+
+        Metrics and rollouts of later steps are dropped, because those steps will run again; events stay. Damaged
+        checkpoints are renamed to `*.damaged` and become events. Raises `UserError` if there is no run at `path`.
+        """
+        if not (path / "config.yaml").is_file():
+            raise UserError(f"{path} holds no run to continue (it has no config.yaml). Start one without --resume.")
+        committed, damaged = newest_good(path / "checkpoints")
+        run = cls(path, committed, keep_checkpoints)
+        try:
+            keep_lines(path / "events.jsonl", lambda record: True)
+            keep_lines(path / "metrics.jsonl", lambda record: _step_of(record) <= run.committed_step)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}. Repair or remove that line, then use --resume again.") from error
+        for table in (path / "rollouts").glob("step-*.parquet"):
+            if _number(table.stem) > run.committed_step:
+                table.unlink()
+        for damage in damaged:
+            moved = set_aside(damage.path)
+            run.event("damaged_checkpoint", f"{damage}. It is kept as {moved.name}.", problems=damage.problems)
+        return run
+
+    @property
+    def committed_step(self) -> int:
+        """The step of the newest good checkpoint, -1 if there is none."""
+        return -1 if self.committed is None else _number(self.committed.path.name)
+
+    def metrics(self, step: int, metrics: Metrics) -> None:
+        """One line in `metrics.jsonl` and one point a tag in TensorBoard; NaN and infinity become null and an event."""
+        values = {name: finite(value) for name, value in metrics.items()}
+        self._write("metrics", {"step": step, **values}, "metrics.jsonl")
+        broken = [name for name, value in values.items() if value is None]
+        if broken:
+            self.event(
+                "non_finite_metric",
+                f"Step {step}: {', '.join(broken)} not a finite number; written as null.",
+                step=step,
+                values={name: str(metrics[name]) for name in broken},
+            )
+        board = self._board()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                board.add_scalar(name, value, step)
+        board.flush()
+
+    def event(self, kind: str, sentence: str, **details: object) -> None:
+        """One line in `events.jsonl`. `details` are JSON values; anything else is written as its text."""
+        extra = {name: finite(value) for name, value in details.items() if name not in ("time", "kind", "sentence")}
+        self._write("event", {"time": time.time(), "kind": kind, "sentence": sentence, **extra}, "events.jsonl")
+
+    def phase(self, step: int, name: str) -> None:
+        """Tells the live view what the run is doing now, for example `phase(3, "generate")`."""
+        self._write("phase", {"step": step, "phase": name, "time": time.time()}, None)
+
+    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """`rollouts/step-N.parquet`."""
+        write_rollouts(self.path / "rollouts" / f"{_step_name(step)}.parquet", rollouts)
+
+    def evaluation(self, name: str, rollouts: Sequence[Rollout]) -> None:
+        """`eval/NAME.parquet`, for example `before` and `after`."""
+        write_rollouts(self.path / "eval" / f"{name}.parquet", rollouts)
+
+    def summary(self, values: Mapping[str, object]) -> None:
+        """`summary.json`, replacing the one before; NaN and infinity become null."""
+        replace_file(self.path / "summary.json", json.dumps(finite(values), indent=2) + "\n")
+
+    def commit(self, step: int, state: State, save: Callable[[Path], None]) -> Path:
+        """Makes `checkpoints/step-N` durable in one atomic move, then deletes old ones; returns it. See `commit.py`.
+
+        Raises `FileExistsError` if that step is committed already.
+        """
+        for name in ("metrics.jsonl", "events.jsonl"):
+            flush_to_disk(self.path / name)
+        checkpoints = self.path / "checkpoints"
+        path = commit_directory(checkpoints, _step_name(step), save, state)
+        self.committed = Commit(path, dict(state))
+        prune(checkpoints, self._keep)
+        return path
+
+    def records_since(self, index: int) -> list[dict[str, object]]:
+        """The records newer than `index` (0: all kept), oldest first, for the live view.
+
+        Each is `{"type": "metrics" | "event" | "phase", "index": int, ...}`; ask again with the last `index`. Indices
+        grow with the clock, so they stay good when another process takes the run over.
+        """
+        with self._lock:
+            return [record for record in self._records if _index_of(record) > index]
+
+    def close(self) -> None:
+        """Closes TensorBoard's file; everything else is written already."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+
+    def _write(self, kind: str, record: dict[str, object], file: str | None) -> None:
+        with self._lock:
+            if file is not None:
+                append_line(self.path / file, record)
+            last = _index_of(self._records[-1]) if self._records else 0
+            self._records.append({"type": kind, "index": max(time.time_ns(), last + 1), **record})
+
+    def _board(self) -> SummaryWriter:
+        if self._tensorboard is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            purge = None if self.committed is None else self.committed_step + 1
+            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge)
+        return self._tensorboard
+
+
+def _step_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def _number(name: str) -> int:
+    found = re.search(r"\d+$", name)
+    if found is None:
+        raise ValueError(f"{name} is not named after a step")
+    return int(found.group())
+
+
+def _step_of(record: Mapping[str, object]) -> int:
+    step = record.get("step")
+    if not isinstance(step, int):
+        raise ValueError(f"metrics.jsonl has a line without a step: {record}")
+    return step
+
+
+def _index_of(record: Mapping[str, object]) -> int:
+    index = record["index"]
+    assert isinstance(index, int)
+    return index

@@ -1,0 +1,65 @@
+"""Rollouts as Parquet: one row a rollout, readable by any tool."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
+import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no types
+
+if TYPE_CHECKING:  # types.py loads torch, which a reader of the table does not need
+    from rlhf_ray.types import Rollout
+
+SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("prompt", pa.string()),  # the last user message
+        ("messages", pa.string()),  # JSON
+        ("response", pa.string()),
+        ("finish_reason", pa.string()),
+        ("policy_version", pa.int64()),
+        ("reward", pa.float64()),  # null where scoring failed or did not happen
+        ("breakdown", pa.string()),  # JSON
+        ("error", pa.string()),
+        ("response_tokens", pa.int32()),
+    ]
+)
+
+
+def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
+    """Writes `rollouts` to `path`, replacing it in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist([_row(rollout) for rollout in rollouts], schema=SCHEMA)
+    temporary = path.with_name(f".tmp-{path.name}")
+    pq.write_table(table, temporary, compression="zstd")
+    os.replace(temporary, path)
+
+
+def read_rollouts(path: Path) -> list[dict[str, object]]:
+    """The rows of `path` as dictionaries with the columns of `SCHEMA`."""
+    rows: list[dict[str, object]] = pq.read_table(path, columns=SCHEMA.names).to_pylist()
+    return rows
+
+
+def _row(rollout: Rollout) -> dict[str, object]:
+    messages = rollout.prompt.messages
+    asked = [message.content for message in messages if message.role == "user"]
+    score = rollout.score
+    return {
+        "prompt_id": rollout.prompt.id,
+        "sample_index": rollout.sample_index,
+        "prompt": asked[-1] if asked else "",
+        "messages": json.dumps([message.as_dict() for message in messages], ensure_ascii=False),
+        "response": rollout.text,
+        "finish_reason": rollout.finish_reason,
+        "policy_version": rollout.policy_version,
+        "reward": None if score is None or score.error else score.reward,
+        "breakdown": json.dumps(dict(score.breakdown) if score else {}, sort_keys=True),
+        "error": score.error if score else None,
+        "response_tokens": len(rollout.response_ids),
+    }

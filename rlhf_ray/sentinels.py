@@ -1,0 +1,54 @@
+"""Always-on checks of things that must be true. A breach is an event with a plain sentence, and by config an abort."""
+
+from __future__ import annotations
+
+from rlhf_ray import metrics as names
+from rlhf_ray.config import RunConfig
+from rlhf_ray.errors import RunError
+from rlhf_ray.ports import Journal, Metrics
+from rlhf_ray.types import Batch, present
+
+
+class Sentinels:
+    """Checks each step's batch and metrics."""
+
+    def __init__(self, config: RunConfig, journal: Journal) -> None:
+        self._bounds, self._journal = config.sentinels, journal
+
+    def check(self, step: int, batch: Batch, metrics: Metrics) -> Metrics:
+        """Measures, reports breaches, and returns the measurements. `RunError` on a breach if the config says abort."""
+        found = drift(batch)
+        if step == 1:
+            old, ref = present(batch.old_logprobs, "old_logprobs"), present(batch.ref_logprobs, "ref_logprobs")
+            found[names.REFERENCE_GAP] = float((old - ref)[batch.response_mask].abs().max())
+        for breach in self._breaches(found | metrics):
+            self._journal.event("sentinel", f"Step {step}: {breach}", step=step)
+            if self._bounds.on_breach == "abort":
+                raise RunError(f"sentinel at step {step}: {breach}")
+        return found
+
+    def _breaches(self, metrics: Metrics) -> list[str]:
+        said = []
+        for name, bound, sentence in (
+            (names.FIRST_RATIO, self._bounds.first_ratio,
+             "before any update the policy already differs from its own old log-probs: the ratio is off by"),
+            (names.REFERENCE_GAP, self._bounds.reference_gap,
+             "before any update the policy and the reference disagree: their log-probs differ by"),
+            (names.DRIFT_MEAN, self._bounds.rollout_drift_mean,
+             "vLLM and the learner disagree about the sampled tokens: their log-probs differ on average by"),
+        ):
+            if metrics.get(name, 0.0) > bound:
+                said.append(f"{sentence} {metrics[name]:.2g}, the bound is {bound:.2g}")
+        for role in ("policy", "critic"):
+            if missing := metrics.get(names.MISSING_GRADIENTS.format(role=role), 0.0):
+                said.append(f"{missing:.0f} trainable parameters of the {role} got no gradient")
+            if skipped := metrics.get(names.SKIPPED_UPDATES.format(role=role), 0.0):
+                said.append(f"{skipped:.0f} updates of the {role} were skipped: a gradient was not finite")
+        return said
+
+
+def drift(batch: Batch) -> Metrics:
+    """Mean and largest difference between the engine's and the learner's log-probs of the sampled tokens, in nats."""
+    old = present(batch.old_logprobs, "old_logprobs")
+    gap = (batch.rollout_logprobs - old)[batch.response_mask].abs()
+    return {names.DRIFT_MEAN: float(gap.mean()), names.DRIFT_MAX: float(gap.max())}

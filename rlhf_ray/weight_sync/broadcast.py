@@ -1,0 +1,54 @@
+"""The process group that weights travel through: policy rank 0 sends, every rollout worker receives.
+
+Separate from the learners' own group, on a store of its own; gloo between CPUs, NCCL between GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rlhf_ray.models.device import backend, device
+from rlhf_ray.weight_sync.bucket import Bucket, pack, unpack
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """Where the group meets: rank 0 listens at `host:port`."""
+
+    host: str
+    port: int
+    world_size: int
+    timeout_s: float
+
+
+class WeightGroup:
+    """One member of the group. Rank 0 calls `send`, every other rank `receive`, as often as weights change."""
+
+    def __init__(self, meeting: Rendezvous, rank: int) -> None:
+        timeout = timedelta(seconds=meeting.timeout_s)
+        store = dist.TCPStore(
+            meeting.host, meeting.port, meeting.world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False
+        )
+        self._store = store  # rank 0's store is the server: it must live as long as the group
+        if backend() == "nccl":
+            self._group: dist.ProcessGroup = dist.ProcessGroupNCCL(store, rank, meeting.world_size)
+        else:
+            self._group = dist.ProcessGroupGloo(store, rank, meeting.world_size, timeout)
+
+    def send(self, bucket: Bucket, tensors: Sequence[Tensor], version: int) -> None:
+        """Broadcasts one bucket from rank 0."""
+        self._group.broadcast(pack(bucket, tensors, version), 0).wait()
+
+    def receive(self, buckets: Sequence[Bucket], version: int) -> Iterator[tuple[str, Tensor]]:
+        """Names and verified tensors of all buckets."""
+        for bucket in buckets:
+            # A fresh buffer each: vLLM keeps the views until all tensors of a layer have come.
+            flat = torch.empty(bucket.nbytes, dtype=torch.uint8, device=device())
+            self._group.broadcast(flat, 0).wait()
+            yield from unpack(bucket, flat, version)

@@ -1,0 +1,37 @@
+"""vLLM's side of a weight push: methods that vLLM mixes into its workers (`worker_extension_cls`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_ray.weight_sync.broadcast import Rendezvous, WeightGroup
+from rlhf_ray.weight_sync.bucket import Bucket, WeightPushError
+
+
+class WeightReceiver:
+    """Runs inside each vLLM worker process. `rank` and `model_runner` are vLLM's."""
+
+    rank: int
+    model_runner: Any
+
+    def join_weight_group(self, meeting: Rendezvous, first_rank: int, buckets: Sequence[Bucket]) -> None:
+        """Joins the group as `first_rank` plus this worker's tensor-parallel rank."""
+        self._buckets = tuple(buckets)
+        self._names = {spec.name for bucket in buckets for spec in bucket.specs}
+        self._group = WeightGroup(meeting, first_rank + self.rank)
+
+    def receive_weights(self, version: int) -> int:
+        """Loads one push through vLLM's own reload path; returns how many tensors came. Each bucket is verified before
+        it is loaded; on an error the caller must treat the engine as unusable until a later push succeeds."""
+        received: set[str] = set()
+
+        def counted() -> Any:
+            for name, tensor in self._group.receive(self._buckets, version):
+                received.add(name)
+                yield name, tensor
+
+        self.model_runner.reload_weights(weights_iterator=counted())
+        if received != self._names:
+            raise WeightPushError(f"version {version}: vLLM left {sorted(self._names - received)[:3]} unread")
+        return len(received)

@@ -1,0 +1,128 @@
+"""Everything that must be refused before an actor starts."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from tiny_folders import reward_folder, run_config
+
+from rlhf_ray.config import RewardModelConfig, RunConfig
+from rlhf_ray.errors import UserError
+from rlhf_ray.preflight import check_function, feasible, preflight
+from rlhf_ray.resources import checkpoint_gib, least_memory_gib, requests
+
+
+def refusal(config: RunConfig | RewardModelConfig, run_dir: Path, resume: bool = False) -> str:
+    with pytest.raises(UserError) as caught:
+        preflight(config, run_dir, resume)
+    return str(caught.value)
+
+
+def test_a_good_run_passes_and_tells_its_arithmetic(tmp_path: Path) -> None:
+    notes = preflight(run_config(tmp_path), tmp_path / "run", False)
+    assert notes == [run_config(tmp_path).arithmetic(), "16 training prompts, 4 held out"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_directory(tmp_path: Path) -> None:
+    config, run = run_config(tmp_path), tmp_path / "run"
+    assert "holds no run" in refusal(config, run, resume=True)
+    run.mkdir()
+    assert "exists already; continue it with --resume" in refusal(config, run)
+    (run / "config.yaml").write_text("")
+    preflight(config, run, True)
+
+
+def test_data_and_models_are_checked(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert "none.jsonl does not exist" in refusal(run_config(tmp_path, prompts={"path": "none.jsonl"}), run)
+    (tmp_path / "policy" / "chat_template.jinja").unlink()
+    assert "no chat template" in refusal(run_config(tmp_path), run)
+
+
+def test_critic_from_the_reward_model_needs_the_policys_tokenizer(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    reward_folder(tmp_path / "reward", extra="é")
+    assert "tokenizers of" in refusal(config, tmp_path / "run")
+    preflight(run_config(tmp_path, critic={"init": "policy"}), tmp_path / "run", False)
+
+
+def test_critic_from_the_reward_model_needs_a_reward_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rewards_for_test.py").write_text("def f(prompt, response, reference): return 0.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = {"sources": [{"type": "function", "path": "rewards_for_test:f"}]}
+    assert "critic.init = reward needs" in refusal(run_config(tmp_path, reward=reward), tmp_path / "run")
+    preflight(run_config(tmp_path, reward=reward, critic={"init": "policy"}), tmp_path / "run", False)
+
+
+def test_sequences_must_fit_the_model(tmp_path: Path) -> None:
+    config = run_config(tmp_path, rollout={"max_new_tokens": 400})
+    assert "= 656 tokens, but" in refusal(config, tmp_path / "run")
+
+
+def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_config(tmp_path)
+    assert checkpoint_gib(config) * 2**30 == 2 * 20 * 12  # two learners, 20 weights, weights and two Adam moments
+    monkeypatch.setattr("rlhf_ray.preflight.checkpoint_gib", lambda config: 1e6)
+    assert "GiB of disk are free, but train.keep_checkpoints = 2" in refusal(config, tmp_path / "run")
+
+
+def test_a_silent_ray_cluster(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: nobody answers
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        config = run_config(tmp_path, placement={"address": address})
+        assert f"no Ray cluster answers at {address}" in refusal(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no_such_module_here:f", "importing no_such_module_here failed: ModuleNotFoundError"),
+        ("math:no_such", "math has no function no_such"),
+        ("math:pi", "math has no function pi"),
+        ("textwrap:dedent", "must accept"),
+    ],
+)
+def test_reward_functions(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_function(path)
+
+
+def test_a_dry_run_notes_what_only_the_hub_has(tmp_path: Path) -> None:
+    config = run_config(tmp_path, model={"path": "nobody/nothing"}, prompts={"path": "nobody/no-data"})
+    notes = preflight(config, tmp_path / "run", False, download=False)
+    assert "model nobody/nothing is not on this machine" in notes[1]
+    assert "prompts of nobody/no-data are on the hub" in notes[2]
+
+
+def test_reward_model_runs(tmp_path: Path) -> None:
+    run_config(tmp_path)
+    raw = {"kind": "reward", "name": "rm", "model": {"path": str(tmp_path / "policy")}, "data": {"path": "none.jsonl"}}
+    assert "none.jsonl" in refusal(RewardModelConfig.model_validate(raw), tmp_path / "run")
+
+
+def test_what_a_cluster_lacks_is_named_by_role(tmp_path: Path) -> None:
+    config = run_config(
+        tmp_path,
+        policy={"num_workers": 4, "gpus_per_worker": 1},
+        rollout={"engines": 2, "cpus": 2, "tensor_parallel": 2, "gpus": 1},
+        reference={"replicas": 2},
+    )
+    assert sum(role.total_cpus for role in requests(config)) == 4 + 1 + 2 + 1 + 4
+    assert sum(role.total_gpus for role in requests(config)) == 4 + 4
+    feasible(config, 12, 8, 64)
+    with pytest.raises(UserError) as caught:
+        feasible(config, 4, 2, 64)
+    message = str(caught.value)
+    assert "asks for 12 CPUs (rollout 4, reward 1, reference 2, policy 4, critic 1), the cluster has 4" in message
+    assert "asks for 8 GPUs (rollout 4, policy 4), the cluster has 2" in message
+
+
+def test_memory_has_a_lower_bound(tmp_path: Path) -> None:
+    config = run_config(tmp_path, rollout={"kv_cache_gib": 3})
+    assert least_memory_gib(config)["policy"] * 2**30 == pytest.approx(20 * 16)
+    with pytest.raises(UserError, match=r"at least 3 GiB of memory \(rollout 3"):
+        feasible(config, 12, 0, 2.0)
