@@ -13,12 +13,17 @@ from rlhf_ray.types import Batch, Prompt, Rollout
 
 
 class StepClock:
-    """Times the phases of one step and tells the journal which one is running."""
+    """Times the phases of a step and tells the journal which one is running."""
 
-    def __init__(self, roles: Roles, step: int) -> None:
-        self._roles, self._step = roles, step
-        self._began = time.monotonic()
+    def __init__(self, roles: Roles) -> None:
+        self._roles = roles
         self._seconds: dict[str, float] = {}
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """A new step begins."""
+        self._step, self._began = step, time.monotonic()
+        self._roles.busy()
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -28,15 +33,16 @@ class StepClock:
         self._seconds[phase] = time.monotonic() - began
 
     def metrics(self) -> Metrics:
-        """Seconds of each phase, of the step, and the orchestration's own: the step minus the commit, the weight push
-        and the time that the actors were busy. Scoring that ran beside generation is not counted twice."""
-        total = time.monotonic() - self._began
-        busy = self._roles.busy()
+        """Seconds of each phase, of the step so far, and the orchestration's own: the step minus the weight push and
+        the time that the actors were busy. A commit counts in the line of the next step, which it precedes; scoring
+        that ran beside generation is not counted twice."""
+        total, busy = time.monotonic() - self._began, self._roles.busy()
         inside = sum(seconds for role, seconds in busy.items() if role != "reward")
-        inside += self._seconds["score"] + self._seconds["push"] + self._seconds["commit"]
+        inside += min(self._seconds["score"], busy["reward"]) + self._seconds["push"]
+        seconds, self._seconds = self._seconds, {}
         return (
-            {names.TIME_PHASE.format(phase=phase): seconds for phase, seconds in self._seconds.items()}
-            | {names.BUSY.format(role=role): seconds for role, seconds in busy.items()}
+            {names.TIME_PHASE.format(phase=phase): spent for phase, spent in seconds.items()}
+            | {names.BUSY.format(role=role): spent for role, spent in busy.items()}
             | {names.TIME_STEP: total, names.TIME_OVERHEAD: total - inside}
         )
 

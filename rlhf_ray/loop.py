@@ -26,10 +26,10 @@ class Progress:
 
 def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: int, progress: Progress) -> None:
     """Runs the steps after `progress.step`, in place. The engines must hold the policy's weights as its version."""
-    sentinels = Sentinels(config, roles.journal)
+    sentinels, clock = Sentinels(config, roles.journal), StepClock(roles)
     while progress.step < config.train.num_steps and not roles.should_stop():
         step = progress.step + 1
-        clock = StepClock(roles, step)
+        clock.start(step)
 
         prompts = roles.prompts.take(config.train.prompts_per_step)
         with clock("generate"):
@@ -58,10 +58,10 @@ def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: i
         progress.step, progress.version = step, progress.version + 1
         metrics |= rollout_metrics(rollouts, quarantined, batch) | sentinels.check(step, batch, metrics)
         roles.journal.rollouts(step, rollouts + quarantined)
-        with clock("commit"):
-            if step % config.train.checkpoint_every == 0 or step == config.train.num_steps or roles.should_stop():
-                commit(roles, progress, algorithm)
         roles.journal.metrics(step, metrics | clock.metrics())
+        if step % config.train.checkpoint_every == 0 or step == config.train.num_steps or roles.should_stop():
+            with clock("commit"):
+                commit(roles, progress, algorithm)
 
 
 def commit(roles: Roles, progress: Progress, algorithm: Algorithm) -> None:

@@ -39,7 +39,7 @@ CHECKSUM_BUCKETS = "sentinel/verified_buckets"
 
 PHASES = ("generate", "score", "logprobs", "advantages", "update", "push", "commit")
 TIME_PHASE = "time/{phase}"  # seconds of the step spent waiting for this phase
-TIME_STEP = "time/step"
-TIME_OVERHEAD = "time/overhead"  # step minus the time inside the models, vLLM, the weight push and the commit
+TIME_STEP = "time/step"  # without its commit, which counts as time/commit of the next step
+TIME_OVERHEAD = "time/overhead"  # step minus the time inside the models, vLLM, and the weight push
 BUSY = "busy/{role}"  # seconds that the role's actors computed
 TOKENS = "throughput/response_tokens"  # tokens sampled in this step

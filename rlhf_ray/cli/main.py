@@ -36,7 +36,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # reward functions are named as modules of the current directory
-    signal.signal(signal.SIGTERM, _terminate)
+    terminated = False
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        """Ends a run exactly as Ctrl-C does (it commits first); only the exit code differs."""
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        code = _run(argv)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 143 if terminated else code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         app(args=list(argv) if argv is not None else None, prog_name="rlhf-ray")
     except SystemExit as stop:
@@ -49,10 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return error.exit_code
     return 0
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
 
 
 def _version(wanted: bool) -> None:

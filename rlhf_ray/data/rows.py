@@ -54,7 +54,7 @@ def read_file_rows(path: str, split: str = "train", limit: int | None = None) ->
     stem = Path(path).name.split(".")[0]
     rows = [_parse(row, f"{path} row {number}", f"{stem}-{number}") for number, row in islice(raw, limit)]
     if not rows:
-        raise UserError(f"prompt file {path} is empty; write one JSON object per line, e.g. {{\"prompt\": \"Hello\"}}")
+        raise UserError(f'prompt file {path} is empty; write one JSON object per line, e.g. {{"prompt": "Hello"}}')
     _refuse_repeated_ids(rows)
     return rows
 
@@ -75,7 +75,7 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[int, object]]:
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, object]]:
     import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no types
-    from pyarrow import ArrowException  # type: ignore[import-untyped]  # as above
+    from pyarrow import ArrowException
 
     try:
         yield from enumerate(pq.read_table(file).to_pylist(), start=1)

@@ -53,9 +53,7 @@ class ProgressView:
 
     def __enter__(self) -> ProgressView:
         if self._console.is_terminal:
-            self._live = Live(
-                get_renderable=self._dashboard, console=self._console, refresh_per_second=4, redirect_stderr=False
-            )
+            self._live = Live(get_renderable=self._dashboard, console=self._console, refresh_per_second=4)
             self._live.start()
         return self
 

@@ -32,6 +32,20 @@ class WeightReceiver:
                 yield name, tensor
 
         self.model_runner.reload_weights(weights_iterator=counted())
+        _repack_tied_head(self.model_runner.get_model())
         if received != self._names:
             raise WeightPushError(f"version {version}: vLLM left {sorted(self._names - received)[:3]} unread")
         return len(received)
+
+
+def _repack_tied_head(model: Any) -> None:
+    """Rebuilds what vLLM's CPU kernels derived from a head that shares the embedding's weight.
+
+    vLLM 0.32 packs such a head for oneDNN at start, but its reload processes only the layers whose tensors arrive: the
+    embedding is new then and the packed head is old.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -107,7 +110,7 @@ def test_train_launches_with_the_exact_command(good: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(RunError("policy rank 1 died"), 1), (KeyboardInterrupt(), 130), (SystemExit(143), 143)],
+    [(RunError("policy rank 1 died"), 1), (KeyboardInterrupt(), 130)],
 )
 def test_exit_codes_of_a_run(
     good: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, error: BaseException, code: int
@@ -116,6 +119,25 @@ def test_exit_codes_of_a_run(
     assert main(["train", "run.yaml"]) == code
     if isinstance(error, RunError):
         assert "error: policy rank 1 died" in capsys.readouterr().err
+
+
+def test_a_termination_signal_ends_a_run_like_an_interrupt(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted = []
+
+    def launch(*_: object) -> dict[str, object]:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            interrupted.append(True)
+            raise
+        return {}
+
+    fake_launch(monkeypatch)
+    monkeypatch.setattr(sys.modules["rlhf_ray.cluster"], "launch", launch)
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["train", "run.yaml"]) == 143
+    assert interrupted and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_traceback_on_request(good: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
