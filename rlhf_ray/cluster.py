@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config import PlacementConfig, RunConfig
+from rlhf_ray.config import PlacementConfig, RewardModelConfig, RunConfig
 from rlhf_ray.config_file import dump_config
 from rlhf_ray.errors import RunError
 from rlhf_ray.evaluation.memory import PeakMemory
@@ -62,11 +62,11 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
         resolve_model(source.path) if isinstance(source, ModelRewardConfig) else None for source in config.reward.sources
     )
     folders = Folders(resolve_model(config.model.path), rewards)
-    if not resume:
-        RunDirectory.create(run_dir, dump_config(config), {"command": command}, config.train.keep_checkpoints)
     with PeakMemory() as memory, connected(config.placement, sum(role.total_cpus for role in requests(config))):
         available = ray.cluster_resources()
         feasible(config, available.get("CPU", 0), available.get("GPU", 0), available.get("memory", 0) / 2**30)
+        if not resume:
+            RunDirectory.create(run_dir, dump_config(config), {"command": command}, config.train.keep_checkpoints)
         controller = make_controller(config, folders, run_dir, _threads(config))
         summary = _watch(controller, config)
         ray.kill(controller)
@@ -79,6 +79,14 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     write_report(run_dir)
     return summary
+
+
+def launch_reward(config: RewardModelConfig, run_dir: Path) -> dict[str, Any]:
+    """Trains the reward model of `config` into `run_dir`; returns its summary."""
+    from rlhf_ray.offline.reward import train_reward_model
+
+    with connected(config.placement, config.num_workers * config.cpus_per_worker):
+        return train_reward_model(config, run_dir)
 
 
 def _watch(controller: Any, config: RunConfig) -> dict[str, Any]:

@@ -90,7 +90,9 @@ def demo(
     """Align the embedded chat model with PPO, offline, in about ten minutes on two cores."""
     from rlhf_ray.cli.demo import run_demo
 
-    run_demo(run_dir, json_)
+    summary = run_demo(run_dir, as_json=json_)
+    if json_:
+        print(json.dumps(summary))
 
 
 @app.command(epilog="Example: rlhf-ray train ppo_smollm2_cpu.yaml prompts.path=my.jsonl train.num_steps=20")

@@ -46,7 +46,7 @@ def _launch(config: RunConfig | RewardModelConfig, folder: Path, resume: bool, c
         from rlhf_ray.cluster import launch
 
         return dict(launch(config, folder, resume, command))
-    from rlhf_ray.offline.reward import launch_reward
+    from rlhf_ray.cluster import launch_reward
 
     return dict(launch_reward(config, folder))
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,8 +18,6 @@ from torch import Tensor, nn
 
 from rlhf_ray.config import LearnerConfig
 from rlhf_ray.models.device import backend, device
-
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # read when deepspeed loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +36,7 @@ class Engine:
     """A module, its AdamW and DeepSpeed's ZeRO around them."""
 
     def __init__(self, module: nn.Module, config: LearnerConfig, dtype: torch.dtype) -> None:
-        import deepspeed
-
+        deepspeed = import_deepspeed()
         if not torch.distributed.is_initialized():
             raise RuntimeError("torch.distributed must be initialised before an Engine is made")
         deepspeed.init_distributed(dist_backend=backend(), auto_mpi_discovery=False)
@@ -194,6 +192,19 @@ class Engine:
             yield
         finally:
             self._optimizer.step = update  # type: ignore[method-assign]  # put back
+
+
+def import_deepspeed() -> ModuleType:
+    """DeepSpeed, told which device to use and not to compile anything.
+
+    On a CPU its first use would build shared-memory collectives with g++ for a minute; gloo serves.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # read when it loads
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
 
 
 def deepspeed_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, object]:

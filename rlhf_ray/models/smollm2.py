@@ -82,7 +82,7 @@ def _convert(source: Path, folder: Path) -> None:
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.name_or_path = NAME
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers is partly untyped
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.convert_tokens_to_ids(END_OF_TURN),
         pad_token_id=tokenizer.pad_token_id,
@@ -100,24 +100,3 @@ def _forget_quantization(model: object) -> None:
     config = getattr(model, "config", None)
     if hasattr(config, "quantization_config"):
         delattr(config, "quantization_config")
-
-
-def resolve_model(path: str) -> Path:
-    """The local folder of `model.path`: `smollm2-135m` (the embedded model), a folder, or a hub id (downloaded once).
-
-    Raises `UserError` if it is none of them.
-    """
-    if path == "smollm2-135m":
-        return smollm2_folder()
-    folder = Path(path).expanduser()
-    if (folder / "config.json").is_file():
-        return folder.resolve()
-    if folder.exists() or path.count("/") != 1 or path.startswith((".", "~", "/")):
-        raise UserError(f"model.path {path}: no such model folder (it needs a config.json); give a folder or a hub id")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"model.path {path}: no such folder, and the hub did not give it ({error})") from error

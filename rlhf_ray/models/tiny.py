@@ -33,7 +33,7 @@ def tiny_model(folder: Path, seed: int = 0, vocab_size: int = 512) -> Path:
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     pad, start, end = SPECIAL_TOKENS
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers is partly untyped
         tokenizer_object=_tokenizer(vocab_size), bos_token=start, eos_token=end, pad_token=pad, model_max_length=1024
     )
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -56,8 +56,8 @@ def tiny_model(folder: Path, seed: int = 0, vocab_size: int = 512) -> Path:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(**ids)
+        model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]  # as above
+    model.generation_config = GenerationConfig(**ids)  # type: ignore[no-untyped-call]  # as above
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

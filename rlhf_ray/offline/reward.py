@@ -6,19 +6,24 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import cast
 
 from rlhf_ray.config import RewardModelConfig
-from rlhf_ray.data.preferences import read_preferences, split_by_prompt
+from rlhf_ray.data.preferences import PreferencePair, read_preferences, split_by_prompt
 from rlhf_ray.errors import RunError, UserError
 
+PROGRESS_FILE = "progress.log"
+Data = tuple[list[PreferencePair], list[PreferencePair]]
+"""Training pairs and held-out pairs."""
 
-def launch_reward(config: RewardModelConfig, run_dir: Path) -> dict[str, object]:
+
+def train_reward_model(config: RewardModelConfig, run_dir: Path) -> dict[str, object]:
     """Trains the reward model of `config` into `run_dir/model` and returns what `run_dir/summary.json` holds.
 
     That is: rm_heldout_accuracy (fraction of held-out pairs whose chosen answer scores higher), its 95 % interval
     rm_heldout_accuracy_ci95, pairs_train, pairs_heldout, truncated_answers, seconds_total and model_dir. With more
-    than one node, `run_dir` must be on a shared file system. Raises `UserError` for bad data or a folder that is
-    already in use, `RunError` if the training fails.
+    than one node, `run_dir` must be on a shared file system. Ray must be up (`cluster.connected`). Raises `UserError`
+    for bad data or a folder that is already in use, `RunError` if the training fails.
     """
     started = time.monotonic()
     run_dir = run_dir.expanduser().resolve()
@@ -28,19 +33,13 @@ def launch_reward(config: RewardModelConfig, run_dir: Path) -> dict[str, object]
     train, heldout = split_by_prompt(read_preferences(config.data.path), config.data.heldout_fraction, config.seed)
     print(f"reward: {len(train)} pairs to train on, {len(heldout)} held out (no prompt in both)", flush=True)
 
-    import ray
-
-    if not ray.is_initialized():
-        from rlhf_ray.cluster import connect
-
-        connect(config.placement)
     run_dir.mkdir(parents=True, exist_ok=True)
-    measured = _fit(config, run_dir, ray.put((train, heldout)))
+    measured = _run(config, run_dir, (train, heldout))
 
     right = round(measured["right"])
     summary: dict[str, object] = {
         "rm_heldout_accuracy": right / len(heldout),
-        "rm_heldout_accuracy_ci95": list(wilson_interval(right, len(heldout))),
+        "rm_heldout_accuracy_ci95": [round(bound, 4) for bound in wilson_interval(right, len(heldout))],
         "pairs_train": len(train),
         "pairs_heldout": len(heldout),
         "truncated_answers": round(measured["truncated"]),
@@ -59,11 +58,42 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _fit(config: RewardModelConfig, run_dir: Path, data: object) -> dict[str, float]:
-    """Runs the worker group and returns rank 0's figures. `data` refers to (training pairs, held-out pairs)."""
+def _run(config: RewardModelConfig, run_dir: Path, data: Data) -> dict[str, float]:
+    """Rank 0's figures. Prints the worker's progress lines meanwhile.
+
+    Ray Train's watchdog finds its cluster as the Ray command line does, by RAY_ADDRESS or by searching the machine, and
+    removes the workers if it hits upon another one. Hence a task with the right address in its environment, which
+    everything that it starts inherits.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    environment = {"env_vars": {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}}
+    progress, shown, running = run_dir / PROGRESS_FILE, 0, True
+    progress.unlink(missing_ok=True)
+    answer = ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_fit).remote(config, run_dir, data)
+    while running:
+        running = not ray.wait([answer], timeout=1.0)[0]
+        lines = progress.read_text(encoding="utf-8").splitlines() if progress.exists() else []
+        for line in lines[shown:]:
+            print(line, flush=True)
+        shown = len(lines)
+    try:
+        figures: dict[str, float] = ray.get(answer)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError | RunError):
+            raise error.cause from None  # the rest of the chain is another process's
+        raise
+    return figures
+
+
+def _fit(config: RewardModelConfig, run_dir: Path, data: Data) -> dict[str, float]:
+    """Runs the worker group on `data` and returns rank 0's figures."""
+    import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+    from ray.train.v2.api.result import Result
 
     from rlhf_ray.offline.reward_worker import train_worker
 
@@ -72,8 +102,13 @@ def _fit(config: RewardModelConfig, run_dir: Path, data: object) -> dict[str, fl
     if gpu:
         resources["GPU"] = config.gpus_per_worker
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"config": config, "model_dir": str(run_dir / "model"), "data": data},
+        train_worker,  # type: ignore[arg-type]  # Ray returns rank 0's value; its annotation is older
+        train_loop_config={
+            "config": config,
+            "model_dir": str(run_dir / "model"),
+            "progress": str(run_dir / PROGRESS_FILE),
+            "data": ray.put(data),
+        },
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=gpu,
@@ -84,7 +119,7 @@ def _fit(config: RewardModelConfig, run_dir: Path, data: object) -> dict[str, fl
         run_config=RunConfig(name="ray_train", storage_path=str(run_dir)),
     )
     try:
-        result = trainer.fit()
+        result = cast(Result, trainer.fit())
     except WorkerGroupError as error:
         rank, cause = min(error.worker_failures.items(), key=lambda item: item[0])
         kind = UserError if isinstance(cause, UserError) else RunError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import statistics
@@ -18,7 +17,10 @@ import torch
 from rlhf_ray.config import RewardModelConfig
 from rlhf_ray.data.preferences import PreferencePair
 from rlhf_ray.errors import UserError
+from rlhf_ray.machine import cpu_cores
 from rlhf_ray.models.device import compute_dtype
+from rlhf_ray.models.engine import import_deepspeed
+from rlhf_ray.models.folder import resolve_model
 from rlhf_ray.models.reward_model import (
     Conversation,
     RewardModel,
@@ -28,10 +30,9 @@ from rlhf_ray.models.reward_model import (
     make_reward_backbone,
     save_stats,
 )
-from rlhf_ray.models.smollm2 import resolve_model
 
-STATS_PAIRS = 256
-"""Training pairs behind mean and std: enough for both to within some 5 %, and scoring all of a large set is slow."""
+STATS_PAIRS = 128
+"""Training pairs behind mean and std: enough for both to within some 6 %, and scoring all of a large set is slow."""
 LOG_EVERY_S = 5.0
 
 
@@ -39,16 +40,16 @@ def train_worker(loop_config: Mapping[str, Any]) -> dict[str, float]:
     """Trains on this rank's share. Rank 0 saves the model and returns how many held-out pairs it orders rightly and
     how many training answers were truncated; other ranks return nothing.
 
-    `loop_config` holds the `RewardModelConfig`, the model folder to write, and a Ray reference to the two lists of
-    pairs: `Any`, because Ray Train hands over a plain dictionary.
+    `loop_config` holds the `RewardModelConfig`, the model folder and the progress file to write, and a Ray reference to
+    the two lists of pairs: `Any`, because Ray Train hands over a plain dictionary.
     """
     config = cast(RewardModelConfig, loop_config["config"])
     train, heldout = cast(tuple[list[PreferencePair], list[PreferencePair]], ray.get(loop_config["data"]))
     context = ray.train.get_context()
-    cores = len(os.sched_getaffinity(0))
+    cores = cpu_cores()
     torch.set_num_threads(config.placement.threads or max(1, cores // context.get_local_world_size()))
     folder = resolve_model(config.model.path)
-    state, truncated = _train(config, folder, train)
+    state, truncated = _train(config, folder, train, Path(str(loop_config["progress"])))
     figures: dict[str, float] = {}
     if context.get_world_rank() == 0:
         torch.set_num_threads(config.placement.threads or cores)  # the other ranks are done
@@ -66,16 +67,17 @@ def train_worker(loop_config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _train(
-    config: RewardModelConfig, folder: Path, pairs: Sequence[PreferencePair]
+    config: RewardModelConfig, folder: Path, pairs: Sequence[PreferencePair], progress: Path
 ) -> tuple[dict[str, torch.Tensor], int]:
     """The trained weights, whole on rank 0 whatever the ZeRO stage, and how many answers were cut on the left."""
-    _skip_compiled_communication()
-    from datasets import Dataset
+    import_deepspeed()
+    from datasets import Dataset  # type: ignore[import-untyped]  # ships no types
     from transformers import PrinterCallback
     from transformers.utils import logging
-    from trl import RewardTrainer
+    from trl import RewardTrainer  # type: ignore[attr-defined]  # exported lazily
 
-    logging.set_verbosity_error()  # else a report of the dropped layers, as if that were a mistake
+    # Else a report of the dropped layers, as if that were a mistake.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers is partly untyped
     tokenizer = load_tokenizer(folder)
     chosen, cut_chosen = encode(tokenizer, [(p.prompt, p.chosen) for p in pairs], config.data.max_tokens)
     rejected, cut_rejected = encode(tokenizer, [(p.prompt, p.rejected) for p in pairs], config.data.max_tokens)
@@ -93,23 +95,15 @@ def _train(
         peft_config=_lora(config),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_progress())
+    trainer.add_callback(_progress(progress))
     trainer.train()
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
     return {name: weight.detach().cpu() for name, weight in state.items()}, cut_chosen + cut_rejected
 
 
-def _skip_compiled_communication() -> None:
-    """Stops DeepSpeed from compiling its shared-memory collectives at first use, a minute on two cores; gloo serves."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    import deepspeed.ops
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
 def _arguments(config: RewardModelConfig) -> Any:
     """TRL's arguments, a `RewardConfig` (untyped in the library)."""
-    from trl import RewardConfig
+    from trl import RewardConfig  # type: ignore[attr-defined]  # exported lazily
 
     gpu = config.gpus_per_worker > 0
     low_precision = gpu and compute_dtype(config.model.dtype) == torch.bfloat16
@@ -168,8 +162,8 @@ def _lora(config: RewardModelConfig) -> Any:
     )
 
 
-def _progress() -> Any:
-    """A callback that prints a plain line every few seconds, on rank 0 (a class that needs transformers)."""
+def _progress(file: Path) -> Any:
+    """A callback that appends a plain line to `file` every few seconds, on rank 0; the driver prints it."""
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
@@ -181,11 +175,11 @@ def _progress() -> Any:
             if not state.is_world_process_zero or "loss" not in logs or (now - self.last < LOG_EVERY_S and not over):
                 return
             self.last = now
-            print(
-                f"reward: step {state.global_step}/{state.max_steps}, loss {float(logs['loss']):.3f}, batch accuracy "
-                f"{float(logs['accuracy']):.2f}, {now - self.started:.0f} s",
-                flush=True,
-            )
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(
+                    f"reward: step {state.global_step}/{state.max_steps}, loss {float(logs['loss']):.3f}, "
+                    f"batch accuracy {float(logs['accuracy']):.2f}, {now - self.started:.0f} s\n"
+                )
 
     return Progress()
 
@@ -194,7 +188,8 @@ def _save(config: RewardModelConfig, folder: Path, state: dict[str, torch.Tensor
     """The trained weights `state` in Hugging Face layout: a fresh backbone takes them, and adapters are merged."""
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    unset_hf_deepspeed_config()  # else ZeRO-3 partitions this copy too
+    # Else ZeRO-3 partitions this copy too.
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]  # transformers is partly untyped
     dtype = compute_dtype(config.model.dtype) if config.gpus_per_worker > 0 else torch.float32
     model: Any = make_reward_backbone(folder, config.num_layers, dtype, config.seed)
     lora = _lora(config)

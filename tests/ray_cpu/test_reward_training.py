@@ -13,7 +13,7 @@ from rlhf_ray.data.preferences import read_preferences, split_by_prompt
 from rlhf_ray.errors import UserError
 from rlhf_ray.models.reward_model import RewardModel, load_stats
 from rlhf_ray.models.tiny import tiny_model
-from rlhf_ray.offline.reward import launch_reward, wilson_interval
+from rlhf_ray.offline.reward import train_reward_model, wilson_interval
 
 TOPICS = ("sun", "moon", "tree", "house", "cat", "dog", "book", "story", "city", "year")
 KIND, RUDE = ("please take my help", "thank you, good question", "happy to help"), ("no, bad question", "go now")
@@ -35,7 +35,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("data") / "kind.jsonl"
     rows = [
-        {"prompt": f"{verb} the {topic}?", "chosen": f"the {topic}: {KIND[i % 3]}", "rejected": f"the {topic}: {RUDE[i % 2]}"}
+        {"prompt": f"{verb} the {topic}?", "chosen": f"{topic}: {KIND[i % 3]}", "rejected": f"{topic}: {RUDE[i % 2]}"}
         for i, verb in enumerate(("explain", "list", "find", "name"))
         for topic in TOPICS
     ]
@@ -64,7 +64,7 @@ def test_learns_saves_and_reloads(
     config = _config(
         tiny, data, num_workers=workers, cpus_per_worker=0.5, deepspeed={"zero_stage": stage}, lora=lora
     )
-    summary = launch_reward(config, tmp_path / "run")
+    summary = train_reward_model(config, tmp_path / "run")
 
     train, heldout = split_by_prompt(read_preferences(data), 0.25, config.seed)
     assert (summary["pairs_train"], summary["pairs_heldout"]) == (len(train), len(heldout)) == (30, 10)
@@ -91,14 +91,14 @@ def test_learns_saves_and_reloads(
 
 def test_a_fault_in_a_worker_reaches_the_caller(tiny: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"worker 0.*only 2 layers"):
-        launch_reward(_config(tiny, data, num_layers=9, cpus_per_worker=0.5), tmp_path / "run")
+        train_reward_model(_config(tiny, data, num_layers=9, cpus_per_worker=0.5), tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
 
 
 def test_a_finished_run_is_not_overwritten(tiny: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(UserError, match="already holds a model"):
-        launch_reward(_config(tiny, data), tmp_path)
+        train_reward_model(_config(tiny, data), tmp_path)
 
 
 def test_wilson_interval_matches_published_values() -> None:

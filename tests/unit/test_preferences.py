@@ -82,7 +82,7 @@ def test_many_malformed_rows_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "missing.csv"])
 def test_unreadable_files(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="data.path"):
+    with pytest.raises(UserError, match=r"data\.path"):
         read_preferences(tmp_path / name)
 
 
@@ -93,7 +93,9 @@ def test_empty_file(tmp_path: Path) -> None:
 
 def _pairs(prompts: int, each: int) -> list[PreferencePair]:
     return [
-        PreferencePair((Message("user", f"q{i}"),), f"good {j}", f"bad {j}") for i in range(prompts) for j in range(each)
+        PreferencePair((Message("user", f"q{i}"),), f"good {j}", f"bad {j}")
+        for i in range(prompts)
+        for j in range(each)
     ]
 
 

@@ -113,7 +113,7 @@ def test_statistics_standardise(folder: Path, tmp_path: Path) -> None:
 def test_broken_statistics_are_refused(folder: Path, tmp_path: Path, text: str) -> None:
     model = _with_stats(folder, tmp_path / "m", RewardStats(mean=0, std=1, answers=1, max_tokens=9))
     (model / "reward_stats.json").write_text(text)
-    with pytest.raises(UserError, match="reward_stats.json"):
+    with pytest.raises(UserError, match=r"reward_stats\.json"):
         RewardModel.load(model)
 
 

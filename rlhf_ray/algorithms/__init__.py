@@ -1,0 +1,1 @@
+"""The online algorithms and their arithmetic: pure functions of tensors."""

@@ -1,0 +1,1 @@
+"""Prompts and preferences from files to rows, and rollouts to batches."""

@@ -1,0 +1,1 @@
+"""Policy, critic and reward model: torch, transformers and DeepSpeed; no Ray."""

@@ -1,0 +1,1 @@
+"""Training on fixed data: TRL's trainers inside Ray Train worker groups."""

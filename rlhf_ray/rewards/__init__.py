@@ -1,0 +1,1 @@
+"""What a rollout is worth: reward sources and how they add up."""

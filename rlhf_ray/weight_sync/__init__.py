@@ -1,0 +1,1 @@
+"""How the policy's weights travel into the rollout engines."""
