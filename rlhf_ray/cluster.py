@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import time
@@ -41,7 +42,7 @@ def connected(placement: PlacementConfig, cpus: float = 1.0) -> Iterator[None]:
         return
     address = placement.address or os.environ.get("RAY_ADDRESS")
     settings: dict[str, Any] = {"address": address} if address else _embedded(placement, cpus)
-    ray.init(log_to_driver=False, logging_level="WARNING", runtime_env={"env_vars": _environment()}, **settings)
+    ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env={"env_vars": _environment()}, **settings)
     try:
         yield
     finally:
@@ -59,7 +60,8 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
 
     began, run_dir = time.monotonic(), run_dir.resolve()
     rewards = tuple(
-        resolve_model(source.path) if isinstance(source, ModelRewardConfig) else None for source in config.reward.sources
+        resolve_model(source.path) if isinstance(source, ModelRewardConfig) else None
+        for source in config.reward.sources
     )
     folders = Folders(resolve_model(config.model.path), rewards)
     with PeakMemory() as memory, connected(config.placement, sum(role.total_cpus for role in requests(config))):

@@ -1,4 +1,4 @@
-"""The one typed tree of a run. Composed from the parts that read it; every knob has one default, here or beside them."""
+"""The one typed tree of a run. Composed from the parts that read it; every knob has one default, here or there."""
 
 from __future__ import annotations
 
@@ -226,7 +226,8 @@ class RewardModelConfig(Strict):
     @model_validator(mode="after")
     def _arithmetic(self) -> RewardModelConfig:
         if self.batch_size % self.num_workers:
-            raise ValueError(f"batch_size = {self.batch_size} pairs do not divide over num_workers = {self.num_workers}")
+            ranks = self.num_workers
+            raise ValueError(f"batch_size = {self.batch_size} pairs do not divide over num_workers = {ranks}")
         return self
 
 

@@ -20,7 +20,8 @@ def build_groups(
     config: RunConfig, policy: Path, reward: Path | None, run_dir: Path, state: Path | None, threads: int
 ) -> tuple[LearnerGroup, LearnerGroup]:
     """The policy's and the critic's Ray Train groups, starting."""
-    common: dict[str, Any] = {"run_dir": run_dir, "state": state, "threads": threads, "deadline_s": config.train.deadline_s}
+    deadline = config.train.deadline_s
+    common: dict[str, Any] = {"run_dir": run_dir, "state": state, "threads": threads, "deadline_s": deadline}
     critic = reward if config.critic.init == "reward" else policy
     arguments = {"config": config, "run_dir": run_dir}
     return (
@@ -66,7 +67,13 @@ def build_pools(
 
 
 def _actor(
-    cls: type, name: str, run_dir: Path, cpus: float, gpus: float, env: dict[str, str] | None = None, max_concurrency: int = 1
+    cls: type,
+    name: str,
+    run_dir: Path,
+    cpus: float,
+    gpus: float,
+    env: dict[str, str] | None = None,
+    max_concurrency: int = 1,
 ) -> Any:
     return ray.remote(cls).options(
         name=f"{name}:{run_dir.name}",

@@ -82,8 +82,9 @@ class Controller:
         for note in notes:
             self._journal.event("data", note)
         state = self._journal.committed.path if self._journal.committed else None
-        policy, critic = build_groups(config, self._folders.policy, self._folders.reward_model, run_dir, state, self._threads)
-        rollout, reference, reward = build_pools(config, self._folders.policy, self._folders.rewards, run_dir, self._threads)
+        folders, threads = self._folders, self._threads
+        policy, critic = build_groups(config, folders.policy, folders.reward_model, run_dir, state, threads)
+        rollout, reference, reward = build_pools(config, folders.policy, folders.rewards, run_dir, threads)
         for pool in (reference, reward, rollout):
             pool.all("ping")
         weights = WeightBroadcast(policy, rollout, config.train.deadline_s)
@@ -119,14 +120,14 @@ class Controller:
 
     def _summary(self, progress: Progress, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
         steps = [json.loads(line) for line in (self._journal.path / "metrics.jsonl").read_text().splitlines()]
-        phases = {name[5:] for step in steps for name in step if name.startswith("time/")}
+        phases = sorted({name[5:] for step in steps for name in step if name.startswith("time/")})
         last = self._journal.committed
         summary: dict[str, Any] = {
             "finished": progress.step == self._config.train.num_steps,
             "steps": progress.step,
             "rollouts": progress.step * self._config.rollouts_per_step,
             "seconds_total": time.monotonic() - self._began,
-            "seconds_by_phase": {phase: sum(step.get(f"time/{phase}") or 0.0 for step in steps) for phase in sorted(phases)},
+            "seconds_by_phase": {phase: sum(step.get(f"time/{phase}") or 0.0 for step in steps) for phase in phases},
             "policy_dir": str(last.path / "policy") if last else None,
             "report": str(self._journal.path / "report.html"),
         }

@@ -46,7 +46,7 @@ class Start:
 
 
 class Inbox:
-    """The mailbox of one worker group. An asynchronous actor: every method returns at once or waits without blocking."""
+    """The mailbox of one worker group. An asynchronous actor: every method returns at once or waits unblocking."""
 
     def __init__(self, world_size: int, state: Path | None) -> None:
         self._world_size = world_size

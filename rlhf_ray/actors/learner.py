@@ -20,9 +20,9 @@ from rlhf_ray.algorithms.ppo import PPO, LossReport, join_reports
 from rlhf_ray.config import LearnerConfig, RunConfig
 from rlhf_ray.data.batching import microbatches, minibatches
 from rlhf_ray.models.causal_lm import CausalLM, add_lora, load_causal_lm
+from rlhf_ray.models.checkpoint import model_card, save_policy
 from rlhf_ray.models.device import compute_dtype, device
 from rlhf_ray.models.engine import Engine
-from rlhf_ray.models.checkpoint import model_card, save_policy
 from rlhf_ray.models.value import load_value_model
 from rlhf_ray.ports import Metrics
 from rlhf_ray.types import Batch
@@ -83,7 +83,8 @@ class _Learner:
                 self.engine.backward(value)
                 reports.append(report)
             totals = over_ranks(join_reports(reports))
-            if algorithm.max_kl_to_old is not None and totals.get(names.POLICY_KL_TO_OLD, 0.0) > algorithm.max_kl_to_old:
+            limit = algorithm.max_kl_to_old
+            if limit is not None and totals.get(names.POLICY_KL_TO_OLD, 0.0) > limit:
                 self.engine.discard()
                 break
             step_report = self.engine.step()
@@ -95,7 +96,8 @@ class _Learner:
     def gather_rows(self, batch: Batch, answers: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Row numbers and their `[n, T]` answers, padded back to the batch's width."""
         width = batch.token_ids.shape[1]
-        found = [(rows, torch.nn.functional.pad(out.cpu(), (0, width - out.shape[1]))) for rows, out in answers if len(rows)]
+        pad = torch.nn.functional.pad
+        found = [(rows, pad(out.cpu(), (0, width - out.shape[1]))) for rows, out in answers if len(rows)]
         if not found:
             return torch.zeros(0, dtype=torch.long), torch.zeros(0, width)
         return torch.cat([rows for rows, _ in found]), torch.cat([out for _, out in found])

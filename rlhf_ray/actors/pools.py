@@ -40,10 +40,10 @@ class Pool:
         references = [getattr(actor, doing).remote(*arguments) for actor in self.actors]
         return [self.get(reference, i, doing) for i, reference in enumerate(references)]
 
-
     def busy(self) -> float:
         """Seconds that the busiest replica computed since the last call."""
-        return max(self.all("busy"))
+        seconds: float = max(self.all("busy"))
+        return seconds
 
 
 class RolloutPool(Pool):
@@ -66,7 +66,7 @@ class RolloutPool(Pool):
             if not ready:
                 late = ", ".join(f"rollout-{i}" for i in streams.values())
                 raise RunError(f"{late}: no rollout finished within {self.deadline_s:.0f} s")
-            stream = ready[0]
+            stream: Any = ready[0]
             try:
                 chunk = next(stream)
             except StopIteration:
@@ -109,7 +109,8 @@ class ReferencePool(Pool):
     def logprobs(self, batch: Batch) -> Tensor:
         """`log p(token | tokens before)` under the reference, `[B, T]`; rows are sharded over the replicas."""
         lengths = batch.attention_mask.sum(dim=1)
-        shards = [[rows for rows in shard if len(rows)] for shard in microbatches(lengths, len(self.actors), self._budget)]
+        split = microbatches(lengths, len(self.actors), self._budget)
+        shards = [[rows for rows in shard if len(rows)] for shard in split]
         shared = ray.put(batch)
         references = [actor.logprobs.remote(shared, rows) for actor, rows in zip(self.actors, shards, strict=True)]
         out = torch.zeros(batch.token_ids.shape, dtype=torch.float32)

@@ -76,7 +76,9 @@ class RolloutActor:
 
         return self._on_engine(load)
 
-    def generate(self, prompts_P: Sequence[Prompt], num_samples: int, seed: tuple[object, ...]) -> Iterator[list[Rollout]]:
+    def generate(
+        self, prompts_P: Sequence[Prompt], num_samples: int, seed: tuple[object, ...]
+    ) -> Iterator[list[Rollout]]:
         """Lists of rollouts as they finish. The samples of a prompt share its cached prefix; each has its own seed."""
         waiting: dict[str, tuple[Prompt, int]] = {}
         for prompt, sample in itertools.product(prompts_P, range(num_samples)):

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from rlhf_ray.cluster import connected, launch, launch_reward
-from rlhf_ray.config_file import load_config
 from rlhf_ray.config import RewardModelConfig, RunConfig
+from rlhf_ray.config_file import load_config
 from rlhf_ray.errors import UserError
 from rlhf_ray.evaluation.memory import PeakMemory
 from rlhf_ray.models.smollm2 import smollm2_folder
@@ -53,7 +53,9 @@ def run_demo(run_dir: Path, *, as_json: bool) -> dict[str, object]:
 
 
 def _say(console: Console, summary: dict[str, object], run_dir: Path) -> None:
-    low, high = summary["reward_gain_ci95"]  # type: ignore[misc]  # two floats
+    gain = summary["reward_gain_ci95"]
+    assert isinstance(gain, list)  # two floats, made by `heldout.compare`
+    low, high = gain
     console.rule("done")
     console.print(
         f"Held-out reward {summary['reward_before']:.2f} -> {summary['reward_after']:.2f} "
@@ -62,5 +64,6 @@ def _say(console: Console, summary: dict[str, object], run_dir: Path) -> None:
     )
     console.print("Next:", markup=False)
     console.print(f"  open {summary['report']}", markup=False)
-    console.print(f"  rlhf-ray train demo.yaml train.num_steps=20 --run-dir {run_dir}-longer  # learn for longer", markup=False)
-    console.print("  rlhf-ray train ppo_smollm2_cpu.yaml prompts.path=YOUR.jsonl --dry-run  # your own prompts", markup=False)
+    longer, own = "demo.yaml train.num_steps=20", "ppo_smollm2_cpu.yaml prompts.path=YOUR.jsonl"
+    console.print(f"  rlhf-ray train {longer} --run-dir {run_dir}-longer  # learn for longer", markup=False)
+    console.print(f"  rlhf-ray train {own} --dry-run  # your own prompts", markup=False)

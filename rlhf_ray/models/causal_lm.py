@@ -32,9 +32,9 @@ class CausalLM(nn.Module):
         the arithmetic, and its logits are the largest tensor.
         """
         causal = unwrapped(self.model)
-        hidden = causal.get_decoder()(input_ids=token_ids, attention_mask=attention_mask.long(), use_cache=False)
+        hidden = causal.get_decoder()(input_ids=token_ids, attention_mask=attention_mask.long(), use_cache=False)  # type: ignore[operator]  # transformers' method
         scored = response_mask[:, 1:]
-        logits = causal.get_output_embeddings()(hidden.last_hidden_state[:, :-1][scored])
+        logits = causal.get_output_embeddings()(hidden.last_hidden_state[:, :-1][scored])  # type: ignore[operator]  # likewise
         picked, spread = selected_logprobs_and_entropy(logits, token_ids[:, 1:][scored], self.temperature)
         logprobs = torch.zeros(token_ids.shape, dtype=torch.float32, device=token_ids.device)
         entropies = torch.zeros_like(logprobs)
@@ -57,7 +57,7 @@ def add_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
     from peft import get_peft_model
 
     wanted = PeftLoraConfig(r=lora.rank, lora_alpha=int(lora.alpha), lora_dropout=0.0, target_modules="all-linear")
-    adapted: nn.Module = get_peft_model(model, wanted)  # type: ignore[arg-type]  # peft wants PreTrainedModel
+    adapted: nn.Module = get_peft_model(model, wanted)
     return adapted
 
 

@@ -187,7 +187,7 @@ class Engine:
     def _frozen(self) -> Iterator[None]:
         # DeepSpeed's step also reduces, clips and frees gradients; only the update itself must not happen.
         update = self._optimizer.step
-        self._optimizer.step = lambda closure=None: None  # type: ignore[method-assign,assignment]  # for one call
+        self._optimizer.step = lambda closure=None: None  # type: ignore[method-assign]  # for one call
         try:
             yield
         finally:
@@ -204,7 +204,8 @@ def import_deepspeed() -> ModuleType:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
+    loaded: ModuleType = deepspeed
+    return loaded
 
 
 def deepspeed_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, object]:

@@ -10,7 +10,7 @@ from rlhf_ray.strict import Strict
 
 
 class ModelRewardConfig(Strict):
-    """A learned reward model: a folder with a sequence-classification model of one label, its tokenizer and template."""
+    """A learned reward model: a folder with a sequence classifier of one label, its tokenizer and chat template."""
 
     type: Literal["model"] = "model"
     name: str = "model"
@@ -19,7 +19,7 @@ class ModelRewardConfig(Strict):
 
 
 class FunctionRewardConfig(Strict):
-    """A Python function `f(prompt: str, response: str, reference: str | None) -> float`, as `package.module:function`."""
+    """A Python function `f(prompt: str, response: str, reference: str | None) -> float`, as `package.module:name`."""
 
     type: Literal["function"]
     name: str = "function"

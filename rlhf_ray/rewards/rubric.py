@@ -25,12 +25,14 @@ class Rubric:
         """A `Score` a rollout. One that any source could not score carries an error, never a made-up number."""
         columns = {name: source.score(rollouts) for name, _, source in self._sources}
         weights = {name: weight for name, weight, _ in self._sources}
-        return [self._combine({name: column[i] for name, column in columns.items()}, weights) for i in range(len(rollouts))]
+        rows = [{name: column[i] for name, column in columns.items()} for i in range(len(rollouts))]
+        return [self._combine(row, weights) for row in rows]
 
     @staticmethod
     def _combine(values: dict[str, float | Exception], weights: dict[str, float]) -> Score:
         faults = {name: fault for name, value in values.items() if (fault := _fault(value))}
-        parts = {name: float(value) for name, value in values.items() if not isinstance(value, Exception) and name not in faults}
+        good = {name: value for name, value in values.items() if name not in faults}
+        parts = {name: float(value) for name, value in good.items() if not isinstance(value, Exception)}
         if faults:
             return Score(math.nan, parts, "; ".join(f"{name}: {fault}" for name, fault in faults.items()))
         return Score(sum(weights[name] * value for name, value in parts.items()), parts)

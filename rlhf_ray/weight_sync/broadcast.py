@@ -37,9 +37,9 @@ class WeightGroup:
         )
         self._store = store  # rank 0's store is the server: it must live as long as the group
         if backend() == "nccl":
-            self._group: dist.ProcessGroup = dist.ProcessGroupNCCL(store, rank, meeting.world_size)
+            self._group: dist.ProcessGroup = dist.ProcessGroupNCCL(store, rank, meeting.world_size)  # type: ignore[call-arg,assignment]  # the stubs lack its default and its methods
         else:
-            self._group = dist.ProcessGroupGloo(store, rank, meeting.world_size, timeout)
+            self._group = dist.ProcessGroupGloo(store, rank, meeting.world_size, timeout)  # type: ignore[assignment]  # likewise
 
     def send(self, bucket: Bucket, tensors: Sequence[Tensor], version: int) -> None:
         """Broadcasts one bucket from rank 0."""

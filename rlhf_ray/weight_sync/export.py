@@ -1,4 +1,4 @@
-"""A policy's weights as the engines and the disk want them: whole, merged, under Hugging Face names, bucket by bucket."""
+"""A policy's weights as engines and disk want them: whole, merged, under Hugging Face names, bucket by bucket."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class WeightExport:
 def _sources(causal: nn.Module) -> Iterator[tuple[str, _Source]]:
     from peft.tuners.lora import LoraLayer
 
-    adapted = {name: module for name, module in causal.named_modules() if isinstance(module, LoraLayer)}
+    adapted: dict[str, nn.Module] = {name: m for name, m in causal.named_modules() if isinstance(m, LoraLayer)}  # type: ignore[misc]  # peft's mixin of modules
     for name, parameter in causal.named_parameters():
         owner, _, rest = name.partition(".base_layer.")
         if rest:
