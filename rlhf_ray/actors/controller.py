@@ -151,8 +151,12 @@ def side_by_side(*calls: Callable[[], T]) -> list[T]:
 
 def make_controller(config: RunConfig, folders: Folders, run_dir: Path, threads: int) -> Any:
     """A handle to the named controller actor."""
+    # Ray Train's placement-group cleaner would otherwise look for any cluster on this machine, and may find another.
+    here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     return (
         ray.remote(Controller)
-        .options(name=f"controller:{run_dir.name}", num_cpus=0, max_concurrency=4)
+        .options(
+            name=f"controller:{run_dir.name}", num_cpus=0, max_concurrency=4, runtime_env={"env_vars": here}
+        )
         .remote(config, folders, run_dir, threads)
     )

@@ -129,6 +129,7 @@ class PolicyLearner(_Learner):
 
     def __init__(self, config: RunConfig, folder: Path, run_dir: Path, state: Path | None) -> None:
         self.folder = folder
+        torch.manual_seed(config.seed)  # adapters start from random numbers, the same on every rank
         model = load_causal_lm(folder, torch.float32)
         if config.policy.lora is not None:
             model = add_lora(model, config.policy.lora)
@@ -180,7 +181,8 @@ class PolicyLearner(_Learner):
         tensors: dict[str, Tensor] = {}
         for bucket, parts in self._export:
             if self.rank == 0:
-                tensors |= {spec.name: part.cpu().contiguous() for spec, part in zip(bucket.specs, parts, strict=True)}
+                # Clones: under ZeRO-3 the gathered tensors are freed with the bucket.
+                tensors |= {spec.name: part.cpu().clone() for spec, part in zip(bucket.specs, parts, strict=True)}
         if self.rank == 0:
             card = model_card(self.config.name, self.config.model.path, self.config.algorithm.type, self.engine.steps)
             save_policy(folder / "policy", self.folder, tensors, card)
@@ -197,6 +199,7 @@ class CriticLearner(_Learner):
     role = "critic"
 
     def __init__(self, config: RunConfig, folder: Path, run_dir: Path, state: Path | None) -> None:
+        torch.manual_seed(config.seed)
         model = load_value_model(folder, config.critic.init)
         if config.critic.lora is not None:
             model.backbone = add_lora(model.backbone, config.critic.lora)

@@ -220,7 +220,9 @@ def clipped_value_loss(
     error = (values.float() - returns).square()
     if clip_range is None:
         return 0.5 * error, torch.zeros_like(error, dtype=torch.bool)
-    held = old_values + (values.float() - old_values).clamp(-clip_range, clip_range)
+    moved = values.float() - old_values
+    # Inside the range `held` differs from `values` by rounding alone, which must not count as clipping.
+    held = torch.where(moved.abs() > clip_range, old_values + moved.clamp(-clip_range, clip_range), values.float())
     held_error = (held - returns).square()
     return 0.5 * torch.maximum(error, held_error), held_error > error
 

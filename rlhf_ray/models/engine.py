@@ -101,14 +101,14 @@ class Engine:
             self._engine.step()
 
     @contextlib.contextmanager
-    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-        """Inside, `parameters` are whole on every rank (a no-op below ZeRO-3)."""
+    def gathered(self, parameters: Sequence[nn.Parameter], write: bool = False) -> Iterator[None]:
+        """Inside, `parameters` are whole on every rank (a no-op below ZeRO-3); with `write`, rank 0's values stay."""
         if self.zero_stage < 3:
             yield
             return
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
-        with GatheredParameters(list(parameters)):
+        with GatheredParameters(list(parameters), modifier_rank=0 if write else None):
             yield
 
     def trainable_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -139,13 +139,14 @@ class Engine:
 
     def _make_moments(self, steps: int) -> None:
         # AdamW makes its state at the first step; a resumed one needs it before, to have something to fill.
-        for group in self._optimizer.param_groups:
-            for parameter in group["params"]:
-                self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(steps)),
-                    "exp_avg": torch.zeros_like(parameter.data),
-                    "exp_avg_sq": torch.zeros_like(parameter.data),
-                }
+        whole = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        held = self._engine.optimizer.fp32_partitioned_groups_flat if self.zero_stage == 3 else whole
+        for parameter in held:
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(float(steps)),
+                "exp_avg": torch.zeros_like(parameter.data),
+                "exp_avg_sq": torch.zeros_like(parameter.data),
+            }
         if self.zero_stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -168,6 +169,9 @@ class Engine:
             (parameter.data if key is None else self._optimizer.state[parameter][key]).copy_(value)
         elif key is None:
             safe_set_full_fp32_param(parameter, value)
+            # That is the optimizer's copy; the module's own follows at the next step only.
+            with self.gathered([parameter], write=True):
+                parameter.data.copy_(value)
         else:
             safe_set_full_optimizer_state(parameter, value, key)
 

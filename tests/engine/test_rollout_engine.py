@@ -1,0 +1,189 @@
+"""A real vLLM engine in this process, fed by a real weight group: sampling, pushes, and refusals."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf_ray.actors.rollout import EngineSpec, RolloutActor, engine_environment
+from rlhf_ray.config import RolloutConfig
+from rlhf_ray.models.tiny import tiny_model
+from rlhf_ray.types import Message, Prompt, Rollout
+from rlhf_ray.weight_sync.broadcast import Rendezvous, WeightGroup
+from rlhf_ray.weight_sync.bucket import TensorSpec, WeightPushError, plan_buckets
+
+TEMPERATURE = 0.7
+NEW_TOKENS = 12
+
+
+class Sender:
+    """Rank 0 of the group: a transformers model whose weights are pushed."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.tensors = {name: p.detach() for name, p in self.model.named_parameters()}
+        specs = [TensorSpec(name, tuple(t.shape), "float32") for name, t in self.tensors.items()]
+        self.buckets = plan_buckets(specs, 200_000)
+        self.group: WeightGroup | None = None
+
+    def send(self, version: int, sealed_as: int | None = None) -> None:
+        assert self.group is not None
+        for bucket in self.buckets:
+            self.group.send(bucket, [self.tensors[s.name] for s in bucket.specs], version if sealed_as is None else sealed_as)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RolloutActor, Sender]]:
+    folder = tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+    rollout = RolloutConfig(temperature=TEMPERATURE, max_new_tokens=NEW_TOKENS, kv_cache_gib=0.25, max_concurrent=16)
+    spec = EngineSpec(folder, "float32", max_model_len=64, threads=1, on_gpu=False, rollout=rollout)
+    os.environ.update(engine_environment(spec))
+    actor, sender = RolloutActor(spec), Sender(folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = Rendezvous("127.0.0.1", probe.getsockname()[1], 2, 30.0)
+    joining = threading.Thread(target=actor.join, args=(meeting, 1, sender.buckets))
+    joining.start()
+    sender.group = WeightGroup(meeting, 0)
+    joining.join()
+    yield actor, sender
+
+
+def _push(actor: RolloutActor, sender: Sender, version: int, sealed_as: int | None = None) -> None:
+    sending = threading.Thread(target=sender.send, args=(version, sealed_as))
+    sending.start()
+    try:
+        actor.load_weights(version)
+    finally:
+        sending.join()
+
+
+def _prompts(count: int) -> list[Prompt]:
+    g = torch.Generator().manual_seed(1)
+    return [
+        Prompt(f"p{i}", (Message("user", "x"),), tuple(torch.randint(5, 250, (6 + i % 5,), generator=g).tolist()))
+        for i in range(count)
+    ]
+
+
+def _generate(actor: RolloutActor, prompts: list[Prompt], samples: int = 1, seed: int = 0) -> dict[str, Rollout]:
+    return {r.id: r for chunk in actor.generate(prompts, samples, (seed,)) for r in chunk}
+
+
+def _change(sender: Sender, seed: int) -> None:
+    """Moves every weight, the embedding and its tied head among them."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in sender.tensors.values():
+            tensor.add_(0.3 * tensor.std() * torch.randn(tensor.shape, generator=g))
+
+
+def test_an_engine_without_weights_refuses(pair: tuple[RolloutActor, Sender]) -> None:
+    actor, _ = pair
+    if actor._version is not None:
+        pytest.skip("another test has pushed weights already")
+    with pytest.raises(WeightPushError, match="no valid weights"):
+        _generate(actor, _prompts(1))
+    actor._engine.abort_request([str(n) for n in range(10)])
+
+
+def test_log_probs_are_those_of_the_pushed_weights_at_the_sampling_temperature(pair: tuple[RolloutActor, Sender]) -> None:
+    actor, sender = pair
+    _change(sender, 1)
+    _push(actor, sender, 1)
+    for rollout in _generate(actor, _prompts(4), samples=2).values():
+        assert rollout.policy_version == 1
+        whole = torch.tensor([[*rollout.prompt.token_ids, *rollout.response_ids]])
+        with torch.no_grad():
+            logits = sender.model(whole).logits[0, len(rollout.prompt.token_ids) - 1 : -1].float() / TEMPERATURE
+        expected = torch.log_softmax(logits, -1).gather(-1, torch.tensor(rollout.response_ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(rollout.rollout_logprobs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_after_a_push_greedy_decoding_equals_transformers(pair: tuple[RolloutActor, Sender]) -> None:
+    """20 prompts, all weights changed since the engine started."""
+    actor, sender = pair
+    _change(sender, 2)
+    _push(actor, sender, 2)
+    prompts = _prompts(20)
+    for prompt in prompts:
+        ours = _greedy(actor, prompt)
+        with torch.no_grad():
+            theirs = sender.model.generate(
+                torch.tensor([prompt.token_ids]), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
+            )[0, len(prompt.token_ids) :]
+        assert ours == theirs.tolist(), prompt.id
+
+
+def _greedy(actor: RolloutActor, prompt: Prompt) -> list[int]:
+    from vllm import SamplingParams
+
+    engine: Any = actor._engine
+    sampling = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS)
+    engine.add_request(f"greedy-{prompt.id}", {"prompt_token_ids": list(prompt.token_ids)}, sampling)
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                return list(output.outputs[0].token_ids)
+    raise AssertionError("no output")
+
+
+def test_samples_of_a_prompt_differ_and_seeds_repeat(pair: tuple[RolloutActor, Sender]) -> None:
+    actor, sender = pair
+    _push(actor, sender, 3)
+    first = _generate(actor, _prompts(3), samples=4, seed=5)
+    again = _generate(actor, _prompts(3), samples=4, seed=5)
+    other = _generate(actor, _prompts(3), samples=4, seed=6)
+    assert first.keys() == again.keys() and len(first) == 12
+    assert {k: r.response_ids for k, r in first.items()} == {k: r.response_ids for k, r in again.items()}
+    assert {k: r.response_ids for k, r in first.items()} != {k: r.response_ids for k, r in other.items()}
+    for prompt in ("p0", "p1", "p2"):
+        assert len({r.response_ids for r in first.values() if r.prompt.id == prompt}) == 4
+
+
+def test_stop_and_truncation_are_told_apart(pair: tuple[RolloutActor, Sender]) -> None:
+    actor, sender = pair
+    eos = sender.model.config.eos_token_id
+    _push(actor, sender, 4)
+    for rollout in _generate(actor, _prompts(20), samples=8).values():
+        if rollout.truncated:
+            assert len(rollout.response_ids) == NEW_TOKENS and rollout.response_ids[-1] != eos
+        else:
+            assert rollout.response_ids[-1] == eos
+
+
+def test_a_push_of_the_wrong_version_leaves_the_engine_unusable_until_the_next_one(
+    pair: tuple[RolloutActor, Sender],
+) -> None:
+    actor, sender = pair
+    one_bucket, sender.buckets = sender.buckets, sender.buckets
+    assert one_bucket
+    with pytest.raises(WeightPushError, match="expected weights of version 6, received version 5"):
+        _push_first_bucket_only(actor, sender, 6, sealed_as=5)
+    with pytest.raises(WeightPushError, match="push of version 6 failed"):
+        _generate(actor, _prompts(1))
+    actor._engine.abort_request([str(n) for n in range(1000)])
+    _push(actor, sender, 7)
+    assert all(r.policy_version == 7 for r in _generate(actor, _prompts(2)).values())
+
+
+def _push_first_bucket_only(actor: RolloutActor, sender: Sender, version: int, sealed_as: int) -> None:
+    """The receiver stops at the first bad bucket, so only that one is sent."""
+    assert sender.group is not None
+    bucket = sender.buckets[0]
+    tensors = [sender.tensors[s.name] for s in bucket.specs]
+    sending = threading.Thread(target=sender.group.send, args=(bucket, tensors, sealed_as))
+    sending.start()
+    try:
+        actor.load_weights(version)
+    finally:
+        sending.join()
