@@ -62,6 +62,16 @@ def in_order(prompts_P: Sequence[Prompt], rollouts: Iterable[Rollout]) -> tuple[
     return good, bad
 
 
+def quarantine_note(step: int, rollouts: Sequence[Rollout], quarantined: Sequence[Rollout]) -> str:
+    """What was left out of a step's batch, and the first reason."""
+    reason = quarantined[0].score.error if quarantined[0].score else "it came back without a score"
+    total = len(rollouts) + len(quarantined)
+    return (
+        f"Step {step}: {len(quarantined)} of {total} rollouts could not be scored and were left out; the first, "
+        f"{quarantined[0].id}: {reason}"
+    )
+
+
 def rollout_metrics(rollouts: Sequence[Rollout], quarantined: Sequence[Rollout], batch: Batch) -> Metrics:
     """Rewards with their breakdown, lengths, truncation, counts."""
     rewards = [rollout.score.reward for rollout in rollouts if rollout.score]

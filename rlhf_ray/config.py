@@ -176,6 +176,11 @@ class RunConfig(Strict):
                     f"a minibatch of {self.minibatch_size} rollouts does not divide over "
                     f"{role}.num_workers = {ranks} ranks"
                 )
+        if self.algorithm.kl_target is not None and 0.2 * total >= self.algorithm.kl_horizon:
+            problems.append(
+                f"algorithm.kl_horizon = {self.algorithm.kl_horizon} sequences is too short for {total} rollouts a "
+                "step: the controller could reach 0 in one step; take some fifty times the rollouts"
+            )
         if self.critic.policy_freeze_steps >= self.train.num_steps:
             problems.append("critic.policy_freeze_steps must be smaller than train.num_steps")
         if problems:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_ray.accounting import StepClock, in_order, rollout_metrics
+from rlhf_ray.accounting import StepClock, in_order, quarantine_note, rollout_metrics
 from rlhf_ray.config import RunConfig
 from rlhf_ray.data.batching import collate
 from rlhf_ray.ports import Algorithm, Metrics, Roles, State
@@ -36,6 +36,8 @@ def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: i
             scoring = roles.reward.submit(roles.rollout.generate(prompts, config.rollout.samples_per_prompt, step))
         with clock("score"):
             rollouts, quarantined = in_order(prompts, scoring())
+        if quarantined:
+            roles.journal.event("quarantine", quarantine_note(step, rollouts, quarantined), step=step)
         batch = collate(rollouts, pad_token_id, config.reward.truncated.mode, config.reward.truncated.penalty)
 
         with clock("logprobs"):

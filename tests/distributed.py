@@ -19,7 +19,8 @@ def on_ranks(world_size: int, work: Callable[..., Any], *arguments: object) -> l
     context = mp.get_context("spawn")
     answers = context.SimpleQueue()
     ranks = [
-        context.Process(target=_rank, args=(rank, world_size, port, work, arguments, answers)) for rank in range(world_size)
+        context.Process(target=_rank, args=(rank, world_size, port, work, arguments, answers))
+        for rank in range(world_size)
     ]
     for process in ranks:
         process.start()

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from rlhf_ray import metrics as names
-from rlhf_ray.algorithms.ppo import LossReport
+from rlhf_ray.algorithms.report import LossReport
 from rlhf_ray.models.device import device
 from rlhf_ray.models.engine import StepReport
 from rlhf_ray.ports import Metrics
@@ -28,8 +28,7 @@ def over_ranks(report: LossReport) -> Metrics:
 class UpdateAccount:
     """Collects the minibatches of one `update`."""
 
-    def __init__(self, role: str) -> None:
-        self._role = role
+    def __init__(self) -> None:
         self._minibatches: list[Metrics] = []
         self._norms: list[float] = []
         self._skipped = 0
@@ -43,9 +42,9 @@ class UpdateAccount:
             self._norms.append(report.grad_norm)
         self._missing |= set(report.missing)
 
-    def metrics(self) -> Metrics:
+    def metrics(self, role: str) -> Metrics:
         """Means over the minibatches (the first ratio: of the first), counts, and the sentinels."""
-        role, done = self._role, self._minibatches
+        done = self._minibatches
         out = {key: sum(m[key] for m in done) / len(done) for key in (done[0] if done else {})}
         if names.FIRST_RATIO in out:
             out[names.FIRST_RATIO] = done[0][names.FIRST_RATIO]

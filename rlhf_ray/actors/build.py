@@ -12,7 +12,8 @@ from rlhf_ray.actors.frozen import ReferenceActor, RewardActor
 from rlhf_ray.actors.group import LearnerGroup
 from rlhf_ray.actors.learner import CriticLearner, PolicyLearner
 from rlhf_ray.actors.pools import ReferencePool, RewardPool, RolloutPool
-from rlhf_ray.actors.rollout import EngineSpec, RolloutActor, engine_environment
+from rlhf_ray.actors.rollout import RolloutActor
+from rlhf_ray.actors.vllm_engine import EngineSpec, engine_environment
 from rlhf_ray.config import RunConfig
 
 

@@ -88,7 +88,6 @@ class Controller:
         for pool in (reference, reward, rollout):
             pool.all("ping")
         weights = WeightBroadcast(policy, rollout, config.train.deadline_s)
-        weights.connect()
         roles = Roles(
             prompts=ShuffledPrompts(prompts, config.seed),
             rollout=rollout,

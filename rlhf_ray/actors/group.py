@@ -96,6 +96,11 @@ class LearnerGroup:
             out[rows] = values
         return out
 
+    def incarnation(self) -> int:
+        """Grows when Ray Train has rebuilt the group, whose ranks then hold no connections any more."""
+        joins: int = ray.get(self.inbox.incarnation.remote())
+        return joins
+
     def busy(self) -> float:
         """Seconds that the slowest rank computed since the last call."""
         seconds, self._busy_s = self._busy_s, 0.0

@@ -55,12 +55,18 @@ class Inbox:
         self._start = Start(state, 0)
         self._changed = asyncio.Condition()
         self._failure: str | None = None
+        self._joins = 0
         self.workers: dict[int, dict[str, object]] = {}
 
     async def join(self, rank: int, worker: dict[str, object]) -> Start:
         """Registers a rank and tells it where to begin."""
+        self._joins += 1
         self.workers[rank] = worker
         return self._start
+
+    async def incarnation(self) -> int:
+        """How many ranks have ever joined: it grows when Ray Train rebuilds the group."""
+        return self._joins
 
     async def post(self, command: Command | None) -> int:
         """Appends a command (None: stop) and returns its index."""

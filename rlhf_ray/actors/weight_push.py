@@ -15,6 +15,7 @@ class WeightBroadcast:
 
     def __init__(self, policy: LearnerGroup, rollout: RolloutPool, timeout_s: float) -> None:
         self._policy, self._rollout, self._timeout_s = policy, rollout, timeout_s
+        self._incarnation = -1
 
     def connect(self) -> None:
         """Agrees on the layout and forms the group."""
@@ -29,9 +30,12 @@ class WeightBroadcast:
         self._policy.collect(sent, "join")
         for i, join in enumerate(joins):
             self._rollout.get(join, i, "join")
+        self._incarnation = self._policy.incarnation()
 
     def push(self, version: int) -> Metrics:
         """Every engine now holds the policy's weights as `version`. A failure names the actors on both sides."""
+        if self._policy.incarnation() != self._incarnation:
+            self.connect()
         loads = [actor.load_weights.remote(version) for actor in self._rollout.actors]
         sent = self._policy.post("publish", version)
         faults: list[str] = []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from rlhf_ray import metrics as names
 from rlhf_ray.algorithms import ops
 from rlhf_ray.algorithms.kl import KLController
+from rlhf_ray.algorithms.report import LossReport, report_of
 from rlhf_ray.ports import Metrics, State
 from rlhf_ray.strict import Strict
 from rlhf_ray.types import Batch, present
@@ -51,31 +51,6 @@ class PPOConfig(Strict):
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError("kl_target needs a kl_coef above 0: the controller multiplies it, and 0 stays 0")
         return self
-
-
-@dataclass(frozen=True, slots=True)
-class LossReport:
-    """What the loss of one microbatch reports, by metric name, ready to be joined over microbatches and ranks."""
-
-    sums: Metrics
-    """Weighted by the token weights: their sum over a minibatch is the mean over its loss tokens."""
-    maxima: Metrics
-
-    def metrics(self) -> Metrics:
-        """Both kinds under their names."""
-        return {**self.sums, **self.maxima}
-
-
-def join_reports(reports: Sequence[LossReport]) -> LossReport:
-    """The report of a minibatch from those of all its microbatches on all ranks: sums are added, maxima compared.
-
-    At least one report; all from the same loss.
-    """
-    first = reports[0]
-    return LossReport(
-        sums={name: math.fsum(report.sums[name] for report in reports) for name in first.sums},
-        maxima={name: max(report.maxima[name] for report in reports) for name in first.maxima},
-    )
 
 
 class PPO:
@@ -160,7 +135,7 @@ class PPO:
             }
             deviation = torch.expm1(ops.log_ratio(new, old)).abs()
             peak = deviation.max() if deviation.numel() else torch.zeros_like(loss)
-        return loss, _report(sums, {names.FIRST_RATIO: peak})
+        return loss, report_of(sums, {names.FIRST_RATIO: peak})
 
     def value_loss(
         self, values: Float[Tensor, "B T"], batch: Batch, weights: Float[Tensor, "B T"]
@@ -175,7 +150,7 @@ class PPO:
             self.config.value_clip_range,
         )
         loss = (weights * losses).sum()
-        return loss, _report({names.CRITIC_LOSS: loss, names.CRITIC_CLIP_FRACTION: (weights * clipped).sum()}, {})
+        return loss, report_of({names.CRITIC_LOSS: loss, names.CRITIC_CLIP_FRACTION: (weights * clipped).sum()}, {})
 
     def state_dict(self) -> State:
         """The KL controller's state, ready for JSON."""
@@ -188,12 +163,3 @@ class PPO:
             raise ValueError("the saved algorithm state has no 'kl' part: it is not PPO's")
         self._controller.load_state_dict(kl)
         self._coef_of_step = self._controller.coef
-
-
-def _report(sums: Mapping[str, Tensor], maxima: Mapping[str, Tensor]) -> LossReport:
-    """The scalars as floats, with one transfer from the device for all of them."""
-    numbers = torch.stack([value.detach().float() for value in (*sums.values(), *maxima.values())]).tolist()
-    return LossReport(
-        sums=dict(zip(sums, numbers[: len(sums)], strict=True)),
-        maxima=dict(zip(maxima, numbers[len(sums) :], strict=True)),
-    )

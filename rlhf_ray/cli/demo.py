@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
 
 from rich.console import Console
 
-from rlhf_ray.cluster import connected, launch, launch_reward
+from rlhf_ray.cluster import launch, launch_reward
 from rlhf_ray.config import RewardModelConfig, RunConfig
 from rlhf_ray.config_file import load_config
 from rlhf_ray.errors import UserError
@@ -16,14 +17,14 @@ from rlhf_ray.evaluation.memory import PeakMemory
 from rlhf_ray.models.smollm2 import smollm2_folder
 from rlhf_ray.preflight import preflight
 from rlhf_ray.report.page import write_report
-from rlhf_ray.resources import requests
 
 
-def run_demo(run_dir: Path, *, as_json: bool) -> dict[str, object]:
+def run_demo(run_dir: Path | None, *, as_json: bool) -> dict[str, object]:
     """Converts the embedded model, trains the reward model, runs PPO, writes the report; returns the summary."""
     began = time.monotonic()
     console = Console(stderr=as_json)
-    rewards = run_dir.with_name(f"{run_dir.name}-reward")
+    run_dir = run_dir or _first_free(Path("runs"))
+    rewards = _rewards(run_dir)
     for folder in (run_dir, rewards):
         if folder.exists():
             raise UserError(f"{folder} exists already: remove it, or give the demo another --run-dir")
@@ -35,14 +36,13 @@ def run_demo(run_dir: Path, *, as_json: bool) -> dict[str, object]:
     with PeakMemory() as memory:
         config = load_config(Path("demo.yaml"), [f"reward.sources.0.path={rewards / 'model'}"])
         assert isinstance(config, RunConfig)  # likewise
-        with connected(config.placement, sum(role.total_cpus for role in requests(config))):
-            console.rule("2/3  a reward model from 300 preference pairs: short, complete, courteous answers")
-            learned = launch_reward(reward, rewards)
-            console.print(f"held-out accuracy {learned['rm_heldout_accuracy']:.1%}")
-            console.rule("3/3  PPO: policy, critic, reference, reward and vLLM, each its own actor")
-            for note in preflight(config, run_dir, resume=False):
-                console.print(note, markup=False)
-            summary = launch(config, run_dir, False, "rlhf-ray demo")
+        console.rule("2/3  a reward model from 300 preference pairs: short, complete, courteous answers")
+        learned = launch_reward(reward, rewards)
+        console.print(f"held-out accuracy {learned['rm_heldout_accuracy']:.1%}")
+        console.rule("3/3  PPO: policy, critic, reference, reward and vLLM, each its own actor")
+        for note in preflight(config, run_dir, resume=False):
+            console.print(note, markup=False)
+        summary = launch(config, run_dir, False, "rlhf-ray demo")
     summary |= {"seconds_total": time.monotonic() - began, "peak_rss_gib": memory.peak_gib}
     summary["seconds_by_phase"]["reward_model"] = learned["seconds_total"]
     (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -50,6 +50,15 @@ def run_demo(run_dir: Path, *, as_json: bool) -> dict[str, object]:
     if not as_json:
         _say(console, summary, run_dir)
     return summary
+
+
+def _rewards(run_dir: Path) -> Path:
+    return run_dir.with_name(f"{run_dir.name}-reward")
+
+
+def _first_free(root: Path) -> Path:
+    names = (root / (f"demo-{number}" if number > 1 else "demo") for number in itertools.count(1))
+    return next(path for path in names if not path.exists() and not _rewards(path).exists())
 
 
 def _say(console: Console, summary: dict[str, object], run_dir: Path) -> None:
@@ -62,8 +71,11 @@ def _say(console: Console, summary: dict[str, object], run_dir: Path) -> None:
         f"(95 % interval of the gain {low:.2f} to {high:.2f}), "
         f"{summary['seconds_total']:.0f} s, {summary['peak_rss_gib']:.1f} GiB at most."
     )
-    console.print("Next:", markup=False)
-    console.print(f"  open {summary['report']}", markup=False)
-    longer, own = "demo.yaml train.num_steps=20", "ppo_smollm2_cpu.yaml prompts.path=YOUR.jsonl"
-    console.print(f"  rlhf-ray train {longer} --run-dir {run_dir}-longer  # learn for longer", markup=False)
-    console.print(f"  rlhf-ray train {own} --dry-run  # your own prompts", markup=False)
+    own = f"ppo_smollm2_cpu.yaml prompts.path=YOUR.jsonl reward.sources.0.path={_rewards(run_dir) / 'model'}"
+    for line in (
+        "Next:",
+        f"  open {summary['report']}",
+        f"  rlhf-ray train {run_dir}/config.yaml train.num_steps=20 --run-dir {run_dir}-longer",
+        f"  rlhf-ray train {own} --dry-run",
+    ):
+        console.print(line, markup=False, soft_wrap=True)

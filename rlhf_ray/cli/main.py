@@ -84,7 +84,7 @@ def _root(
 
 @app.command(epilog="Example: rlhf-ray demo")
 def demo(
-    run_dir: Annotated[Path, typer.Option(help="Where the run goes.")] = Path("runs/demo"),
+    run_dir: Annotated[Path | None, typer.Option(help="Where the run goes; the first free runs/demo[-N].")] = None,
     json_: Json = False,
 ) -> None:
     """Align the embedded chat model with PPO, offline, in about ten minutes on two cores."""

@@ -1,12 +1,17 @@
-"""A policy on disk in Hugging Face layout: loads in transformers, vLLM and `rlhf-ray serve` as it stands."""
+"""Learners on disk: the policy in Hugging Face layout, which loads elsewhere as it stands, and what a run resumes."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from rlhf_ray.models.engine import Engine
 
 _KEPT = (
     "config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json",
@@ -27,6 +32,25 @@ def save_policy(target: Path, base: Path, tensors: Mapping[str, Tensor], card: s
             shutil.copyfile(base / name, target / name)
     save_torch_state_dict(dict(tensors), target, metadata={"format": "pt"})
     (target / "README.md").write_text(card)
+
+
+def save_state(engine: Engine, folder: Path) -> None:
+    """What a learner resumes from: trainable weights and Adam's moments, whole, as safetensors. All ranks call it."""
+    weights, moments = engine.trainable_state()
+    if torch.distributed.get_rank() == 0:
+        folder.mkdir(parents=True)
+        save_file(weights, folder / "trainable.safetensors")
+        if moments:
+            save_file(moments, folder / "moments.safetensors")
+        (folder / "optimizer.json").write_text(json.dumps({"steps": engine.steps}))
+    torch.distributed.barrier()
+
+
+def load_state(engine: Engine, folder: Path) -> None:
+    """Puts back what `save_state` wrote, on any number of ranks and at any ZeRO stage."""
+    steps = json.loads((folder / "optimizer.json").read_text())["steps"]
+    moments = load_file(folder / "moments.safetensors") if steps else {}
+    engine.load_trainable_state(load_file(folder / "trainable.safetensors"), moments, steps)
 
 
 def model_card(run: str, base: str, algorithm: str, step: int) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rlhf_ray import metrics as names
 from rlhf_ray.algorithms import ops
-from rlhf_ray.algorithms.ppo import PPO, LossReport, PPOConfig, join_reports
+from rlhf_ray.algorithms.ppo import PPO, PPOConfig
+from rlhf_ray.algorithms.report import LossReport, join_reports
 from rlhf_ray.data.batching import microbatches, minibatches
 from rlhf_ray.ports import Algorithm
 from rlhf_ray.types import Batch

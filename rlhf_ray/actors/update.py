@@ -1,0 +1,79 @@
+"""The update: minibatches x epochs, microbatches on every rank, one optimizer step a minibatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rlhf_ray import metrics as names
+from rlhf_ray.actors.accounting import UpdateAccount, over_ranks
+from rlhf_ray.algorithms.ops import token_weights
+from rlhf_ray.algorithms.ppo import PPOConfig
+from rlhf_ray.algorithms.report import LossReport, join_reports
+from rlhf_ray.data.batching import microbatches, minibatches
+from rlhf_ray.models.device import device
+from rlhf_ray.models.engine import Engine
+from rlhf_ray.types import Batch
+
+Loss = Callable[[Batch, Tensor], tuple[Tensor, LossReport]]
+
+
+def run_epochs(
+    engine: Engine, config: PPOConfig, batch: Batch, step: int, loss: Loss, keep: Callable[[Batch], None]
+) -> UpdateAccount:
+    """Trains `engine` on `batch`. `loss(part, weights)` is a weighted sum over a microbatch's tokens; the weights of a
+    minibatch add up to 1 over all its microbatches and ranks, so the sum of the losses is the mean over its tokens.
+
+    Stops early once the policy has moved too far from the one that sampled. A minibatch whose gradient is not finite
+    goes to `keep` and never reaches the weights.
+    """
+    account = UpdateAccount()
+    order = torch.Generator().manual_seed(step)
+    epochs = (minibatches(len(batch), config.num_minibatches, order) for _ in range(config.num_epochs))
+    for index in chain.from_iterable(epochs):
+        minibatch = batch.rows(index)
+        weights = token_weights(minibatch.loss_mask)
+        reports: list[LossReport] = []
+        for rows, part in shards(minibatch, engine.config.microbatch_tokens):
+            width = part.token_ids.shape[1]
+            share = weights[rows, :width] if len(rows) else torch.zeros(1, width)
+            value, report = loss(part, share.to(device()))
+            engine.backward(value)
+            reports.append(report)
+        totals = over_ranks(join_reports(reports))
+        if config.max_kl_to_old is not None and totals.get(names.POLICY_KL_TO_OLD, 0.0) > config.max_kl_to_old:
+            engine.discard()
+            break
+        done = engine.step()
+        if not done.applied:
+            keep(minibatch)
+        account.add(totals, done)
+    return account
+
+
+def shards(batch: Batch, max_tokens: int) -> Iterator[tuple[Tensor, Batch]]:
+    """This rank's microbatches with their row numbers, on its device. A rank with fewer rows computes a masked one
+    instead (no row numbers), because ZeRO-3 gathers weights on all ranks together."""
+    lengths = batch.attention_mask.sum(dim=1)
+    for rows in microbatches(lengths, dist.get_world_size(), max_tokens)[dist.get_rank()]:
+        if len(rows):
+            picked = batch.rows(rows, int(lengths[rows].max()))
+        else:
+            first = batch.rows(torch.tensor([0]), int(lengths[0]))
+            nothing = torch.zeros_like(first.loss_mask)
+            picked = first.with_(loss_mask=nothing, response_mask=nothing)
+        yield rows, picked.to(device())
+
+
+def gather_rows(batch: Batch, answers: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Row numbers and their `[n, T]` answers, padded back to the batch's width, from those of the microbatches."""
+    width = batch.token_ids.shape[1]
+    pad = torch.nn.functional.pad
+    found = [(rows, pad(out.cpu(), (0, width - out.shape[1]))) for rows, out in answers if len(rows)]
+    if not found:
+        return torch.zeros(0, dtype=torch.long), torch.zeros(0, width)
+    return torch.cat([rows for rows, _ in found]), torch.cat([out for _, out in found])
