@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from rlhf_ray import metrics as names
 from rlhf_ray.actors.build import build_groups, build_pools
 from rlhf_ray.actors.group import CriticClient, PolicyClient
 from rlhf_ray.actors.weight_push import WeightBroadcast
@@ -48,6 +49,7 @@ class Controller:
         self._config, self._folders, self._threads = config, folders, threads
         self._journal = RunDirectory.open(run_dir, config.train.keep_checkpoints)
         self._stopping = False
+        self._spent = {"start": 0.0, "evaluate": 0.0}
         self._began = time.monotonic()
 
     def run(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class Controller:
             self._journal.event("resume", f"Continuing after step {progress.step}.")
         self._journal.phase(progress.step, "first weight push")
         roles.weights.push(progress.version)
+        self._spent["start"] = time.monotonic() - self._began
         before = self._evaluate(roles, heldout, pad, "before") if progress.step == 0 else None
         train(config, roles, algorithm, pad, progress)
         after = self._evaluate(roles, heldout, pad, "after") if before and not self._stopping else None
@@ -113,20 +116,25 @@ class Controller:
         if not heldout:
             return None
         self._journal.phase(0, f"held-out answers {name} training")
+        began = time.monotonic()
         evaluation = evaluate(roles, heldout, pad)
+        self._spent["evaluate"] += time.monotonic() - began
         self._journal.evaluation(name, evaluation.rollouts)
         return evaluation
 
     def _summary(self, progress: Progress, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
         steps = [json.loads(line) for line in (self._journal.path / "metrics.jsonl").read_text().splitlines()]
-        phases = sorted({name[5:] for step in steps for name in step if name.startswith("time/")})
+        trained = {
+            phase: sum(step.get(names.TIME_PHASE.format(phase=phase)) or 0.0 for step in steps)
+            for phase in names.PHASES
+        }
         last = self._journal.committed
         summary: dict[str, Any] = {
             "finished": progress.step == self._config.train.num_steps,
             "steps": progress.step,
             "rollouts": progress.step * self._config.rollouts_per_step,
             "seconds_total": time.monotonic() - self._began,
-            "seconds_by_phase": {phase: sum(step.get(f"time/{phase}") or 0.0 for step in steps) for phase in phases},
+            "seconds_by_phase": self._spent | trained,
             "policy_dir": str(last.path / "policy") if last else None,
             "report": str(self._journal.path / "report.html"),
         }

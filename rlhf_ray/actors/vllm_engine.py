@@ -8,6 +8,8 @@ from typing import Any
 
 from rlhf_ray.config import RolloutConfig
 
+_PREFILL_TOKENS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
@@ -30,7 +32,13 @@ def make_engine(spec: EngineSpec) -> Any:
     where: dict[str, Any] = (
         {"gpu_memory_utilization": rollout.gpu_memory_utilization, "tensor_parallel_size": rollout.tensor_parallel}
         if spec.on_gpu
-        else {"enforce_eager": True, "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30)}
+        else {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
+            # vLLM 0.32 rewinds the random generator of a seeded request whose prefill it splits, which a CPU cannot.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(_PREFILL_TOKENS, spec.max_model_len),
+        }
     )
     if not spec.on_gpu:
         torch.set_num_threads(spec.threads)

@@ -138,6 +138,21 @@ def _greedy(actor: RolloutActor, prompt: Prompt) -> list[int]:
     raise AssertionError("no output")
 
 
+def test_more_prompt_tokens_than_one_prefill_takes(pair: tuple[RolloutActor, Sender]) -> None:
+    """Seeded requests whose prefill vLLM splits in two crash its CPU sampler, so none may be split."""
+    actor, sender = pair
+    _push(actor, sender, 30)
+    budget = actor._engine.vllm_config.scheduler_config
+    before, budget.max_num_batched_tokens = budget.max_num_batched_tokens, 70
+    actor._engine.engine_core.engine_core.scheduler.max_num_scheduled_tokens = 70
+    long = [Prompt(f"l{i}", (Message("user", "x"),), tuple(range(5 + i, 50 + i))) for i in range(6)]
+    try:
+        assert len(_generate(actor, long)) == 6
+    finally:
+        budget.max_num_batched_tokens = before
+        actor._engine.engine_core.engine_core.scheduler.max_num_scheduled_tokens = before
+
+
 def test_samples_of_a_prompt_differ_and_seeds_repeat(pair: tuple[RolloutActor, Sender]) -> None:
     actor, sender = pair
     _push(actor, sender, 3)
