@@ -7,6 +7,8 @@ import json
 import logging
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,18 +16,18 @@ from typing import Any
 
 from rlhf_ray.config import PlacementConfig, RewardModelConfig, RunConfig
 from rlhf_ray.config_file import dump_config
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import RunError, UserError
 from rlhf_ray.evaluation.memory import PeakMemory
 from rlhf_ray.machine import cpu_cores
 from rlhf_ray.models.folder import resolve_model
 from rlhf_ray.report.page import write_report
 from rlhf_ray.report.progress import ProgressView
 from rlhf_ray.resources import feasible, requests
+from rlhf_ray.resume import accept_changes, alone_in
 from rlhf_ray.rewards.base import ModelRewardConfig
-from rlhf_ray.rundir.journal import RunDirectory
+from rlhf_ray.rundir.journal import RunDirectory, write_summary
 
 _POLL_S = 0.5
-_STOP_GRACE_S = 600.0
 
 
 @contextlib.contextmanager
@@ -42,7 +44,10 @@ def connected(placement: PlacementConfig, cpus: float = 1.0) -> Iterator[None]:
         return
     address = placement.address or os.environ.get("RAY_ADDRESS")
     settings: dict[str, Any] = {"address": address} if address else _embedded(placement, cpus)
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env={"env_vars": _environment()}, **settings)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # ray.init puts one there that exits at once
     try:
         yield
     finally:
@@ -69,16 +74,19 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
         feasible(config, available.get("CPU", 0), available.get("GPU", 0), available.get("memory", 0) / 2**30)
         if not resume:
             RunDirectory.create(run_dir, dump_config(config), {"command": command}, config.train.keep_checkpoints)
-        controller = make_controller(config, folders, run_dir, _threads(config))
-        summary = _watch(controller, config)
-        ray.kill(controller)
+        with alone_in(run_dir):
+            if resume:
+                accept_changes(run_dir, config)
+            controller = make_controller(config, folders, run_dir, _threads(config))
+            summary = _watch(controller, config)
+            ray.kill(controller)
     summary |= {
         "seconds_total": time.monotonic() - began,
         "peak_rss_gib": memory.peak_gib,
         "rm_heldout_accuracy": _heldout_accuracy(rewards),
         "command": command,
     }
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_summary(run_dir, summary)
     write_report(run_dir)
     return summary
 
@@ -106,10 +114,16 @@ def _watch(controller: Any, config: RunConfig) -> dict[str, Any]:
             view.update(ray.get(controller.records_since.remote(seen)))
             summary: dict[str, Any] = ray.get(running)
         except KeyboardInterrupt:
+            print("stopping: this step ends and commits first; interrupt again to stop at once", flush=True)
             ray.get(controller.stop.remote())
-            ray.wait([running], timeout=_STOP_GRACE_S)
+            while not ray.wait([running], timeout=_POLL_S)[0]:
+                records = ray.get(controller.records_since.remote(seen))
+                seen = records[-1]["index"] if records else seen
+                view.update(records)
             raise
         except RayTaskError as error:
+            if isinstance(error.cause, UserError | RunError):
+                raise error.cause from None
             raise RunError(f"{error.cause}") from error
         except RayActorError as error:
             raise RunError(f"the controller died: {error}") from error
@@ -119,7 +133,13 @@ def _watch(controller: Any, config: RunConfig) -> dict[str, Any]:
 def _embedded(placement: PlacementConfig, cpus: float) -> dict[str, Any]:
     cores = cpu_cores()
     logical = cores if placement.mode == "separate" else max(cores, math.ceil(cpus)) + 2
-    return {"num_cpus": logical, "include_dashboard": True, "object_store_memory": 2**30}
+    return {
+        "num_cpus": logical,
+        "include_dashboard": True,
+        "object_store_memory": 2**30,
+        # More actors than cores is meant here; Ray would warn of each.
+        "_system_config": {"worker_maximum_startup_concurrency": logical},
+    }
 
 
 def _environment() -> dict[str, str]:
@@ -128,6 +148,7 @@ def _environment() -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "TOKENIZERS_PARALLELISM": "false",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a role with 0 GPUs must not see any
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
     }

@@ -27,7 +27,7 @@ class LoraConfig(Strict):
     """Low-rank adapters on every linear layer of the transformer blocks."""
 
     rank: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
+    alpha: PositiveInt = 32
 
 
 class DeepSpeedConfig(Strict):
@@ -127,8 +127,10 @@ class SentinelConfig(Strict):
     """Bounds of the always-on checks, and what a breach does."""
 
     on_breach: Literal["event", "abort"] = "event"
-    first_ratio: PositiveFloat = 1e-3
-    reference_gap: PositiveFloat = 1e-3
+    first_ratio: PositiveFloat | None = None
+    """Largest |ratio - 1| in the first minibatch. null: 1e-3 in float32, 0.2 in bfloat16."""
+    reference_gap: PositiveFloat | None = None
+    """Largest difference of log-probs at step 0, nats. null: 1e-3 in float32, 0.5 in bfloat16."""
     rollout_drift_mean: PositiveFloat = 0.02
 
 
@@ -171,6 +173,9 @@ class RunConfig(Strict):
             )
         for role in ("policy", "critic"):
             ranks = getattr(self, role).num_workers
+            gpus = getattr(self, role).gpus_per_worker
+            if ranks > 1 and gpus % 1:
+                problems.append(f"{role}.gpus_per_worker = {gpus}: ranks cannot share a GPU; use 0 or 1")
             if not total % parts and self.minibatch_size % ranks:
                 problems.append(
                     f"a minibatch of {self.minibatch_size} rollouts does not divide over "
@@ -181,6 +186,10 @@ class RunConfig(Strict):
                 f"algorithm.kl_horizon = {self.algorithm.kl_horizon} sequences is too short for {total} rollouts a "
                 "step: the controller could reach 0 in one step; take some fifty times the rollouts"
             )
+        if self.rollout.tensor_parallel > 1 and self.rollout.gpus != 1:
+            problems.append("rollout.tensor_parallel above 1 needs rollout.gpus = 1: one whole GPU for each rank")
+        if (self.rollout.gpus > 0) != (self.policy.gpus_per_worker > 0):
+            problems.append("rollout.gpus and policy.gpus_per_worker must both be 0 or both be above 0")
         if self.critic.policy_freeze_steps >= self.train.num_steps:
             problems.append("critic.policy_freeze_steps must be smaller than train.num_steps")
         if problems:

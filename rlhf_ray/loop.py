@@ -27,9 +27,11 @@ class Progress:
 def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: int, progress: Progress) -> None:
     """Runs the steps after `progress.step`, in place. The engines must hold the policy's weights as its version."""
     sentinels, clock = Sentinels(config, roles.journal), StepClock(roles)
-    while progress.step < config.train.num_steps and not roles.should_stop():
+    stopping = roles.should_stop()
+    while progress.step < config.train.num_steps and not stopping:
         step = progress.step + 1
         clock.start(step)
+        training = step > config.critic.policy_freeze_steps
 
         prompts = roles.prompts.take(config.train.prompts_per_step)
         with clock("generate"):
@@ -46,11 +48,13 @@ def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: i
                 lambda: roles.reference.logprobs(batch),
                 lambda: roles.critic.values(batch),
             )
+            batch = batch.with_(old_logprobs=old, ref_logprobs=ref, values=values)
+        checked = sentinels.check_batch(step, batch)
         with clock("advantages"):
-            batch, metrics = algorithm.advantages(batch.with_(old_logprobs=old, ref_logprobs=ref, values=values))
+            batch, metrics = algorithm.advantages(batch, adapt=training)
         with clock("update"):
             updates: list[Callable[[], Metrics]] = [lambda: roles.critic.update(batch, step)]
-            if step > config.critic.policy_freeze_steps:
+            if training:
                 updates.append(lambda: roles.policy.update(batch, step, algorithm.kl_coef))
             for found in roles.together(*updates):
                 metrics |= found
@@ -58,10 +62,12 @@ def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: i
             metrics |= roles.weights.push(progress.version + 1)
 
         progress.step, progress.version = step, progress.version + 1
-        metrics |= rollout_metrics(rollouts, quarantined, batch) | sentinels.check(step, batch, metrics)
+        metrics |= rollout_metrics(rollouts, quarantined, batch) | checked
         roles.journal.rollouts(step, rollouts + quarantined)
         roles.journal.metrics(step, metrics | clock.metrics())
-        if step % config.train.checkpoint_every == 0 or step == config.train.num_steps or roles.should_stop():
+        sentinels.check_update(step, metrics)
+        stopping = roles.should_stop()
+        if step % config.train.checkpoint_every == 0 or step == config.train.num_steps or stopping:
             with clock("commit"):
                 commit(roles, progress, algorithm)
 

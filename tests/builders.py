@@ -11,7 +11,7 @@ from rlhf_ray.config import RunConfig
 from rlhf_ray.types import Batch
 
 
-def run_config(model: Path, prompts: Path | str = "demo", **changes: Any) -> RunConfig:
+def run_config(model: Path, prompts: Path | str = "demo", /, **changes: Any) -> RunConfig:
     """A valid run of the model in `model` with a function reward; `changes` are laid over its sections."""
     base: dict[str, Any] = {
         "name": "test",

@@ -229,8 +229,3 @@ def fails_on_the_moon(prompt: str, response: str, reference: str | None) -> floa
     if "moon" in prompt:
         raise LookupError("nothing is known about the moon")
     return len(response) / 100
-
-
-def share_of_letters(prompt: str, response: str, reference: str | None) -> float:
-    """The share of plain lower-case letters among the characters of a response: a toy reward that is easy to learn."""
-    return sum("a" <= character <= "z" for character in response) / max(1, len(response))

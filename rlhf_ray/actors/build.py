@@ -1,12 +1,14 @@
-"""Makes the actors of a run: which class, which resources, which name."""
+"""Makes the actors of a run: which class, which resources, which name, which place."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf_ray.actors.frozen import ReferenceActor, RewardActor
 from rlhf_ray.actors.group import LearnerGroup
@@ -15,14 +17,23 @@ from rlhf_ray.actors.pools import ReferencePool, RewardPool, RolloutPool
 from rlhf_ray.actors.rollout import RolloutActor
 from rlhf_ray.actors.vllm_engine import EngineSpec, engine_environment
 from rlhf_ray.config import RunConfig
+from rlhf_ray.errors import RunError
+
+_PLACING_S = 60.0
+Place = Callable[[type, str, dict[str, float], dict[str, str]], Any]
 
 
 def build_groups(
     config: RunConfig, policy: Path, reward: Path | None, run_dir: Path, state: Path | None, threads: int
 ) -> tuple[LearnerGroup, LearnerGroup]:
-    """The policy's and the critic's Ray Train groups, starting."""
-    deadline = config.train.deadline_s
-    common: dict[str, Any] = {"run_dir": run_dir, "state": state, "threads": threads, "deadline_s": deadline}
+    """The policy's and the critic's Ray Train groups, starting; each has a placement group of its own."""
+    common: dict[str, Any] = {
+        "run_dir": run_dir,
+        "state": state,
+        "threads": threads,
+        "deadline_s": config.train.deadline_s,
+        "placement_strategy": config.placement.strategy,
+    }
     critic = reward if config.critic.init == "reward" else policy
     arguments = {"config": config, "run_dir": run_dir}
     return (
@@ -45,19 +56,20 @@ def build_pools(
         on_gpu=rollout.gpus > 0,
         rollout=rollout,
     )
-    engines = [
-        _actor(RolloutActor, f"rollout-{i}", run_dir, rollout.cpus, rollout.gpus * rollout.tensor_parallel,
-               env=engine_environment(spec), max_concurrency=4).remote(spec)
-        for i in range(rollout.engines)
-    ]
+    engine = {"CPU": rollout.cpus, "GPU": rollout.gpus * rollout.tensor_parallel}
+    frozen, scorer = {"CPU": reference.cpus, "GPU": reference.gpus}, {"CPU": reward.cpus, "GPU": reward.gpus}
+    needs = [engine] * rollout.engines + [frozen] * reference.replicas + [scorer] * reward.replicas
+    make = _placer(config, run_dir, needs)
+    environment = engine_environment(spec)
+    engines = [make(RolloutActor, f"rollout-{i}", engine, environment).remote(spec) for i in range(rollout.engines)]
     references = [
-        _actor(ReferenceActor, f"reference-{i}", run_dir, reference.cpus, reference.gpus).remote(
+        make(ReferenceActor, f"reference-{i}", frozen, {}).remote(
             policy, config.model.dtype, rollout.temperature, threads
         )
         for i in range(reference.replicas)
     ]
     scorers = [
-        _actor(RewardActor, f"reward-{i}", run_dir, reward.cpus, reward.gpus).remote(reward, tuple(rewards), threads)
+        make(RewardActor, f"reward-{i}", scorer, {}).remote(reward, tuple(rewards), threads)
         for i in range(reward.replicas)
     ]
     return (
@@ -67,19 +79,28 @@ def build_pools(
     )
 
 
-def _actor(
-    cls: type,
-    name: str,
-    run_dir: Path,
-    cpus: float,
-    gpus: float,
-    env: dict[str, str] | None = None,
-    max_concurrency: int = 1,
-) -> Any:
-    return ray.remote(cls).options(
-        name=f"{name}:{run_dir.name}",
-        num_cpus=cpus,
-        num_gpus=gpus,
-        max_concurrency=max_concurrency,
-        runtime_env={"env_vars": env or {}},
-    )
+def _placer(config: RunConfig, run_dir: Path, needs: Sequence[dict[str, float]]) -> Place:
+    """A maker of named actors. With `placement.mode: separate` each takes the next bundle of one placement group."""
+    where: list[Any] = ["DEFAULT"] * len(needs)
+    if config.placement.mode == "separate":
+        bundles = [{name: amount for name, amount in need.items() if amount} for need in needs]
+        group = placement_group(bundles, strategy=config.placement.strategy)
+        if not group.wait(_PLACING_S):
+            raise RunError(
+                f"placement: {config.placement.strategy} of {bundles} was not possible within {_PLACING_S:.0f} s on "
+                f"{len(ray.nodes())} nodes with {ray.available_resources()} free; use another placement.strategy"
+            )
+        where = [PlacementGroupSchedulingStrategy(group, i) for i in range(len(needs))]
+    places = iter(where)
+
+    def make(cls: type, name: str, need: dict[str, float], environment: dict[str, str]) -> Any:
+        return ray.remote(cls).options(
+            name=f"{name}:{run_dir.name}",
+            num_cpus=need["CPU"],
+            num_gpus=need["GPU"],
+            max_concurrency=4 if cls is RolloutActor else 1,  # an engine takes weights while it generates
+            runtime_env={"env_vars": environment},
+            scheduling_strategy=next(places),
+        )
+
+    return make

@@ -23,6 +23,7 @@ from rlhf_ray.heldout import Evaluation, compare, evaluate
 from rlhf_ray.loop import Progress, restore, train
 from rlhf_ray.models.reward_model import load_tokenizer
 from rlhf_ray.ports import Roles
+from rlhf_ray.rundir.commit import replace_file
 from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.types import Prompt
 
@@ -64,10 +65,13 @@ class Controller:
         self._journal.phase(progress.step, "first weight push")
         roles.weights.push(progress.version)
         self._spent["start"] = time.monotonic() - self._began
-        before = self._evaluate(roles, heldout, pad, "before") if progress.step == 0 else None
+        before = self._before(roles, heldout, pad, progress)
         train(config, roles, algorithm, pad, progress)
         after = self._evaluate(roles, heldout, pad, "after") if before and not self._stopping else None
-        return self._summary(progress, before, after)
+        summary = self._summary(progress, before, after)
+        for group in self._groups:
+            group.stop()
+        return summary
 
     def records_since(self, index: int) -> list[dict[str, object]]:
         """News for the live view."""
@@ -87,10 +91,15 @@ class Controller:
         state = self._journal.committed.path if self._journal.committed else None
         folders, threads = self._folders, self._threads
         policy, critic = build_groups(config, folders.policy, folders.reward_model, run_dir, state, threads)
+        self._groups = (policy, critic)
+        if config.placement.mode == "colocated" and config.rollout.gpus:
+            for group in self._groups:  # vLLM measures the free memory of a GPU that nobody else may fill meanwhile
+                group.call("ping")
         rollout, reference, reward = build_pools(config, folders.policy, folders.rewards, run_dir, threads)
         for pool in (reference, reward, rollout):
             pool.all("ping")
-        weights = WeightBroadcast(policy, rollout, config.train.deadline_s)
+        alone = config.placement.mode == "separate" and config.rollout.gpus >= 1
+        weights = WeightBroadcast(policy, rollout, "nccl" if alone else "gloo")
         roles = Roles(
             prompts=ShuffledPrompts(prompts, config.seed),
             rollout=rollout,
@@ -110,16 +119,24 @@ class Controller:
             },
             should_stop=lambda: self._stopping,
         )
-        return roles, heldout, int(tokenizer.pad_token_id)
+        return roles, heldout, tokenizer.pad_token_id or 0  # padding is masked everywhere: any id will do
+
+    def _before(self, roles: Roles, heldout: Sequence[Prompt], pad: int, progress: Progress) -> Evaluation | None:
+        """The evaluation of the untrained policy; a resumed run reads the one that it began with."""
+        saved = self._journal.path / "eval" / "before.json"
+        if progress.step == 0:
+            return self._evaluate(roles, heldout, pad, "before")
+        return Evaluation.model_validate_json(saved.read_text()) if saved.is_file() else None
 
     def _evaluate(self, roles: Roles, heldout: Sequence[Prompt], pad: int, name: str) -> Evaluation | None:
         if not heldout:
             return None
         self._journal.phase(0, f"held-out answers {name} training")
         began = time.monotonic()
-        evaluation = evaluate(roles, heldout, pad)
+        evaluation, answers = evaluate(roles, heldout, pad)
         self._spent["evaluate"] += time.monotonic() - began
-        self._journal.evaluation(name, evaluation.rollouts)
+        self._journal.evaluation(name, answers)
+        replace_file(self._journal.path / "eval" / f"{name}.json", evaluation.model_dump_json(indent=2) + "\n")
         return evaluation
 
     def _summary(self, progress: Progress, before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:

@@ -34,14 +34,15 @@ class ReferenceActor:
         """Seconds computed since the last call."""
         return self._watch.take()
 
-    def logprobs(self, batch: Batch, microbatches: Sequence[Tensor]) -> list[Tensor]:
+    def logprobs(self, batch: Batch, microbatches: Sequence[Tensor], temperature: float | None) -> list[Tensor]:
         """For each microbatch (row numbers) its `[n, t]` log-probabilities, t being its longest row."""
         lengths = batch.attention_mask.sum(dim=1)
         out = []
         with self._watch, torch.inference_mode():
             for rows in microbatches:
                 part = batch.rows(rows, int(lengths[rows].max())).to(device())
-                out.append(self._model(part.token_ids, part.attention_mask, part.response_mask)[0].cpu())
+                answer = self._model(part.token_ids, part.attention_mask, part.response_mask, temperature)
+                out.append(answer[0].cpu())
         return out
 
 

@@ -37,6 +37,7 @@ class LearnerGroup:
         state: Path | None,
         threads: int,
         deadline_s: float,
+        placement_strategy: str,
     ) -> None:
         self.role = role
         self.world_size = config.num_workers
@@ -46,7 +47,7 @@ class LearnerGroup:
         self.inbox: Any = ray.remote(Inbox).options(name=f"{role}:{run_dir.name}", num_cpus=0).remote(
             config.num_workers, state
         )
-        spec = LearnerSpec(role, self.inbox, learner, arguments, threads)
+        spec = LearnerSpec(self.inbox, learner, arguments, threads)
         self._trainer = TorchTrainer(
             train_loop,
             train_loop_config={"spec": spec},
@@ -54,6 +55,7 @@ class LearnerGroup:
                 num_workers=config.num_workers,
                 use_gpu=config.gpus_per_worker > 0,
                 resources_per_worker=_resources(config),
+                placement_strategy=placement_strategy,
             ),
             torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
             run_config=RunConfig(
@@ -78,9 +80,8 @@ class LearnerGroup:
             if time.monotonic() > limit:
                 late = ray.get(self.inbox.missing.remote(index))
                 raise RunError(f"{self.role}: ranks {late} did not answer '{name}' within {self._deadline_s:.0f} s")
-        for rank, answer in enumerate(answers):
-            if answer.error is not None:
-                raise RunError(f"{self.role} rank {rank} failed at '{name}': {answer.error}")
+        if answers[0].error is not None:
+            raise RunError(f"{self.role} failed at '{name}': {answers[0].error}")
         if name in _COMPUTE:
             self._busy_s += max(answer.seconds for answer in answers)
         return [answer.value for answer in answers]
@@ -140,6 +141,8 @@ class PolicyClient:
     def save(self, folder: Path) -> None:
         """`policy/` in Hugging Face layout and `state/policy/` to resume from."""
         self.group.call("save", folder)
+        _arrived(folder / "policy" / "config.json")
+        _arrived(folder / "state" / "policy" / "optimizer.json")
 
     def committed(self, path: Path) -> None:
         """A rebuilt group starts from the checkpoint at `path`."""
@@ -164,10 +167,16 @@ class CriticClient:
     def save(self, folder: Path) -> None:
         """`state/critic/` to resume from."""
         self.group.call("save", folder)
+        _arrived(folder / "state" / "critic" / "optimizer.json")
 
     def committed(self, path: Path) -> None:
         """A rebuilt group starts from the checkpoint at `path`."""
         self.group.committed(path)
+
+
+def _arrived(file: Path) -> None:
+    if not file.is_file():
+        raise RunError(f"{file} did not arrive: the run directory must be on a file system that all nodes share")
 
 
 def _resources(config: LearnerConfig) -> dict[str, float]:

@@ -95,20 +95,27 @@ class Inbox:
             self._changed.notify_all()
 
     async def wait(self, index: int, timeout_s: float) -> list[Answer] | None:
-        """All ranks' answers in rank order; None if they are not there in time. A failed start answers for all."""
+        """All ranks' answers in rank order; None if they are not there in time. The first error answers for all ranks:
+        the others may wait in a collective for the one that failed."""
         async with self._changed:
             try:
                 await asyncio.wait_for(self._changed.wait_for(lambda: self._settled(index)), timeout_s)
             except TimeoutError:
                 return None
-            if self._failure:
-                return [Answer(error=self._failure)]
-            answers = self._answers[index]
-            self._answers[index] = {rank: Answer() for rank in answers}  # answered: keep the fact, free the value
+            answers, command = self._answers[index], self._commands[index]
+            faults = [f"rank {rank}: {answer.error}" for rank, answer in sorted(answers.items()) if answer.error]
+            if self._failure or faults:
+                return [Answer(error=self._failure or "; ".join(faults))]
+            # Answered: keep the fact, free the values, and the arguments of what will not be replayed.
+            self._answers[index] = {rank: Answer() for rank in answers}
+            if command is not None and not command.mutates:
+                self._commands[index] = Command(command.name, (), mutates=False)
             return [answers[rank] for rank in range(self._world_size)]
 
     def _settled(self, index: int) -> bool:
-        return self._failure is not None or len(self._answers[index]) == self._world_size
+        answers = self._answers[index]
+        failed = self._failure is not None or any(answer.error for answer in answers.values())
+        return failed or len(answers) == self._world_size
 
     async def missing(self, index: int) -> list[int]:
         """The ranks that have not answered yet."""
@@ -126,7 +133,6 @@ class Inbox:
 class LearnerSpec:
     """What a Ray Train worker needs to become a learner."""
 
-    role: str
     inbox: Any  # a handle to Inbox; ray's handles have no static type
     learner: type
     arguments: dict[str, object] = field(default_factory=dict)

@@ -45,13 +45,17 @@ class _Learner:
     def train(self, batch: Batch, step: int, loss: Loss) -> Metrics:
         """Metrics of all inner epochs; a minibatch with a non-finite gradient is kept in `quarantine/`."""
 
-        def keep(minibatch: Batch) -> None:
+        def keep(minibatch: Batch, number: int) -> None:
             if self.rank == 0:
                 folder = self.run_dir / "quarantine"
                 folder.mkdir(exist_ok=True)
-                save_file(minibatch.tensors(), folder / f"{self.role}-step-{step:06d}.safetensors")
+                save_file(minibatch.tensors(), folder / f"{self.role}-step-{step:06d}-{number}.safetensors")
 
-        return run_epochs(self.engine, self.config.algorithm, batch, step, loss, keep).metrics(self.role)
+        order = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        return run_epochs(self.engine, self.config.algorithm, batch, order, loss, keep).metrics(self.role)
+
+    def ping(self) -> None:
+        """Answers once the model is loaded."""
 
     def answers(self, batch: Batch, ask: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
         """This rank's row numbers and what `ask` says of them, `[n, T]`, without gradients."""
@@ -94,6 +98,8 @@ class PolicyLearner(_Learner):
 
     def publish(self, version: int) -> int:
         """Sends all weights as `version`; returns the number of buckets."""
+        if self.rank == 0 and self._group is None:
+            raise RuntimeError("the weight group is gone: this rank was rebuilt after the group had formed")
         for bucket, tensors in self._export:
             if self._group is not None:
                 self._group.send(bucket, tensors, version)

@@ -106,13 +106,15 @@ class ReferencePool(Pool):
         super().__init__("reference", actors, deadline_s)
         self._budget = microbatch_tokens
 
-    def logprobs(self, batch: Batch) -> Tensor:
-        """`log p(token | tokens before)` under the reference, `[B, T]`; rows are sharded over the replicas."""
+    def logprobs(self, batch: Batch, temperature: float | None = None) -> Tensor:
+        """`log p(token | tokens before)` under the reference, `[B, T]`, at the sampling temperature if none is given;
+        rows are sharded over the replicas."""
         lengths = batch.attention_mask.sum(dim=1)
         split = microbatches(lengths, len(self.actors), self._budget)
         shards = [[rows for rows in shard if len(rows)] for shard in split]
         shared = ray.put(batch)
-        references = [actor.logprobs.remote(shared, rows) for actor, rows in zip(self.actors, shards, strict=True)]
+        pairs = zip(self.actors, shards, strict=True)
+        references = [actor.logprobs.remote(shared, rows, temperature) for actor, rows in pairs]
         out = torch.zeros(batch.token_ids.shape, dtype=torch.float32)
         for i, (reference, shard) in enumerate(zip(references, shards, strict=True)):
             for rows, logprobs in zip(shard, self.get(reference, i, "logprobs"), strict=True):

@@ -23,18 +23,22 @@ Loss = Callable[[Batch, Tensor], tuple[Tensor, LossReport]]
 
 
 def run_epochs(
-    engine: Engine, config: PPOConfig, batch: Batch, step: int, loss: Loss, keep: Callable[[Batch], None]
+    engine: Engine,
+    config: PPOConfig,
+    batch: Batch,
+    order: torch.Generator,
+    loss: Loss,
+    keep: Callable[[Batch, int], None],
 ) -> UpdateAccount:
     """Trains `engine` on `batch`. `loss(part, weights)` is a weighted sum over a microbatch's tokens; the weights of a
     minibatch add up to 1 over all its microbatches and ranks, so the sum of the losses is the mean over its tokens.
 
     Stops early once the policy has moved too far from the one that sampled. A minibatch whose gradient is not finite
-    goes to `keep` and never reaches the weights.
+    goes to `keep` with its number and never reaches the weights. `order` draws the minibatches, alike on all ranks.
     """
     account = UpdateAccount()
-    order = torch.Generator().manual_seed(step)
     epochs = (minibatches(len(batch), config.num_minibatches, order) for _ in range(config.num_epochs))
-    for index in chain.from_iterable(epochs):
+    for number, index in enumerate(chain.from_iterable(epochs)):
         minibatch = batch.rows(index)
         weights = token_weights(minibatch.loss_mask)
         reports: list[LossReport] = []
@@ -50,7 +54,7 @@ def run_epochs(
             break
         done = engine.step()
         if not done.applied:
-            keep(minibatch)
+            keep(minibatch, number)
         account.add(totals, done)
     return account
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from rlhf_ray import metrics as names
 from rlhf_ray.actors.group import LearnerGroup
 from rlhf_ray.actors.pools import RolloutPool
@@ -9,12 +11,14 @@ from rlhf_ray.errors import RunError
 from rlhf_ray.ports import Metrics
 from rlhf_ray.weight_sync.broadcast import Rendezvous
 
+_TIMEOUT_S = 120.0  # of one bucket: if one side fails, the other gives up after this
+
 
 class WeightBroadcast:
     """Policy rank 0 and all rollout workers in one process group."""
 
-    def __init__(self, policy: LearnerGroup, rollout: RolloutPool, timeout_s: float) -> None:
-        self._policy, self._rollout, self._timeout_s = policy, rollout, timeout_s
+    def __init__(self, policy: LearnerGroup, rollout: RolloutPool, backend: Literal["gloo", "nccl"]) -> None:
+        self._policy, self._rollout, self._backend = policy, rollout, backend
         self._incarnation = -1
 
     def connect(self) -> None:
@@ -22,7 +26,7 @@ class WeightBroadcast:
         buckets = self._policy.call("layout")[0]
         host, port = self._policy.call("meeting_point")[0]
         sizes = self._rollout.all("ping")
-        meeting = Rendezvous(host, port, 1 + sum(sizes), self._timeout_s)
+        meeting = Rendezvous(host, port, 1 + sum(sizes), self._backend, _TIMEOUT_S)
         sent = self._policy.post("join", meeting)
         joins = [
             actor.join.remote(meeting, 1 + sum(sizes[:i]), buckets) for i, actor in enumerate(self._rollout.actors)

@@ -69,12 +69,13 @@ class PPO:
         """The KL coefficient of the step whose advantages were computed last; `policy_loss` of that step takes it."""
         return self._coef_of_step
 
-    def advantages(self, batch: Batch) -> tuple[Batch, Metrics]:
+    def advantages(self, batch: Batch, adapt: bool = True) -> tuple[Batch, Metrics]:
         """The batch with `advantages` and `returns`, and the step's KL, coefficient and explained variance.
 
         Takes the whole step's batch, with `old_logprobs`, `ref_logprobs` and `values`. Rows that the loss mask leaves
         out keep out of the whitening and of the explained variance; the KL is that of every response. Then the KL
-        controller moves, for the next step. Without a defined explained variance that metric is left out.
+        controller moves, for the next step, unless `adapt` is false (the policy is not being trained). Without a defined
+        explained variance that metric is left out.
         """
         old, ref = present(batch.old_logprobs, "old_logprobs"), present(batch.ref_logprobs, "ref_logprobs")
         values = present(batch.values, "values").float()
@@ -95,7 +96,8 @@ class PPO:
         explained = float(ops.explained_variance(values, returns, batch.loss_mask))
         if not math.isnan(explained):
             metrics[names.CRITIC_EXPLAINED_VARIANCE] = explained
-        self._controller.update(kl_per_sequence, len(batch))
+        if adapt:
+            self._controller.update(kl_per_sequence, len(batch))
         return batch.with_(advantages=torch.where(batch.loss_mask, advantages, 0.0), returns=returns), metrics
 
     def policy_loss(

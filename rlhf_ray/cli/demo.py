@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from rlhf_ray.evaluation.memory import PeakMemory
 from rlhf_ray.models.smollm2 import smollm2_folder
 from rlhf_ray.preflight import preflight
 from rlhf_ray.report.page import write_report
+from rlhf_ray.rundir.journal import write_summary
 
 
 def run_demo(run_dir: Path | None, *, as_json: bool) -> dict[str, object]:
@@ -45,7 +45,7 @@ def run_demo(run_dir: Path | None, *, as_json: bool) -> dict[str, object]:
         summary = launch(config, run_dir, False, "rlhf-ray demo")
     summary |= {"seconds_total": time.monotonic() - began, "peak_rss_gib": memory.peak_gib}
     summary["seconds_by_phase"]["reward_model"] = learned["seconds_total"]
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_summary(run_dir, summary)
     write_report(run_dir)
     if not as_json:
         _say(console, summary, run_dir)

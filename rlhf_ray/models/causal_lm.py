@@ -25,8 +25,10 @@ class CausalLM(nn.Module):
         token_ids: Int[Tensor, "B T"],
         attention_mask: Bool[Tensor, "B T"],
         response_mask: Bool[Tensor, "B T"],
+        temperature: float | None = None,
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
-        """Log-probabilities and entropies, `[B, T]` float32, aligned to `token_ids`; 0 outside `response_mask`.
+        """Log-probabilities and entropies of `logits / temperature` (the sampling temperature if none is given),
+        `[B, T]` float32, aligned to `token_ids`; 0 outside `response_mask`.
 
         The language-model head runs on the positions *before* response tokens only: in a small model it is a fifth of
         the arithmetic, and its logits are the largest tensor.
@@ -35,7 +37,8 @@ class CausalLM(nn.Module):
         hidden = causal.get_decoder()(input_ids=token_ids, attention_mask=attention_mask.long(), use_cache=False)  # type: ignore[operator]  # transformers' method
         scored = response_mask[:, 1:]
         logits = causal.get_output_embeddings()(hidden.last_hidden_state[:, :-1][scored])  # type: ignore[operator]  # likewise
-        picked, spread = selected_logprobs_and_entropy(logits, token_ids[:, 1:][scored], self.temperature)
+        heat = temperature or self.temperature
+        picked, spread = selected_logprobs_and_entropy(logits, token_ids[:, 1:][scored], heat)
         logprobs = torch.zeros(token_ids.shape, dtype=torch.float32, device=token_ids.device)
         entropies = torch.zeros_like(logprobs)
         positions = torch.zeros_like(response_mask)
@@ -56,7 +59,7 @@ def add_lora(model: nn.Module, lora: LoraConfig) -> nn.Module:
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
-    wanted = PeftLoraConfig(r=lora.rank, lora_alpha=int(lora.alpha), lora_dropout=0.0, target_modules="all-linear")
+    wanted = PeftLoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules="all-linear")
     adapted: nn.Module = get_peft_model(model, wanted)
     return adapted
 

@@ -112,17 +112,21 @@ class Engine:
             yield
 
     def trainable_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Whole float32 trainable weights and Adam moments by parameter name, on CPU. All ranks must call it.
+        """Whole float32 trainable weights and Adam moments by parameter name, in main memory of rank 0; empty on the
+        others. All ranks must call it.
 
         Independent of world size and ZeRO stage, so a run can resume on another number of ranks.
         """
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
+        keep = torch.distributed.get_rank() == 0
         for name, parameter in self._trainable.items():
-            weights[name] = self._full(parameter, None).cpu()
-            if self.steps:
-                for key in ("exp_avg", "exp_avg_sq"):
-                    moments[f"{name}|{key}"] = self._full(parameter, key).cpu()
+            for key in (None, "exp_avg", "exp_avg_sq") if self.steps else (None,):
+                tensor = self._full(parameter, key)
+                if keep and key is None:
+                    weights[name] = tensor.cpu()
+                elif keep:
+                    moments[f"{name}|{key}"] = tensor.cpu()
         return weights, moments
 
     def load_trainable_state(self, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: int) -> None:

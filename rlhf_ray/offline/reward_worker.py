@@ -155,7 +155,7 @@ def _lora(config: RewardModelConfig) -> Any:
     return LoraConfig(
         task_type="SEQ_CLS",
         r=config.lora.rank,
-        lora_alpha=int(config.lora.alpha),
+        lora_alpha=config.lora.alpha,
         lora_dropout=0.0,
         target_modules="all-linear",
         modules_to_save=["score"],

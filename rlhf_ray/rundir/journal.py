@@ -126,7 +126,7 @@ class RunDirectory:
 
     def summary(self, values: Mapping[str, object]) -> None:
         """`summary.json`, replacing the one before; NaN and infinity become null."""
-        replace_file(self.path / "summary.json", json.dumps(finite(values), indent=2) + "\n")
+        write_summary(self.path, values)
 
     def commit(self, step: int, state: State, save: Callable[[Path], None]) -> Path:
         """Makes `checkpoints/step-N` durable in one atomic move, then deletes old ones; returns it. See `commit.py`.
@@ -170,6 +170,11 @@ class RunDirectory:
             purge = None if self.committed is None else self.committed_step + 1
             self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge)
         return self._tensorboard
+
+
+def write_summary(path: Path, values: Mapping[str, object]) -> None:
+    """`summary.json` of the run at `path`, replaced in one move; NaN and infinity become null."""
+    replace_file(path / "summary.json", json.dumps(finite(values), indent=2) + "\n")
 
 
 def _step_name(step: int) -> str:

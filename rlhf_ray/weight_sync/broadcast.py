@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlhf_ray.models.device import backend, device
+from rlhf_ray.models.device import device
 from rlhf_ray.weight_sync.bucket import Bucket, pack, unpack
 
 
@@ -24,6 +25,8 @@ class Rendezvous:
     host: str
     port: int
     world_size: int
+    backend: Literal["gloo", "nccl"]
+    """NCCL needs a GPU of its own for every member; gloo goes through main memory and always works."""
     timeout_s: float
 
 
@@ -36,19 +39,21 @@ class WeightGroup:
             meeting.host, meeting.port, meeting.world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False
         )
         self._store = store  # rank 0's store is the server: it must live as long as the group
-        if backend() == "nccl":
+        self._memory = device() if meeting.backend == "nccl" else torch.device("cpu")
+        if meeting.backend == "nccl":
             self._group: dist.ProcessGroup = dist.ProcessGroupNCCL(store, rank, meeting.world_size)  # type: ignore[call-arg,assignment]  # the stubs lack its default and its methods
+            self._group._set_default_timeout(timeout)  # type: ignore[attr-defined]  # the stubs lack it
         else:
             self._group = dist.ProcessGroupGloo(store, rank, meeting.world_size, timeout)  # type: ignore[assignment]  # likewise
 
     def send(self, bucket: Bucket, tensors: Sequence[Tensor], version: int) -> None:
         """Broadcasts one bucket from rank 0."""
-        self._group.broadcast(pack(bucket, tensors, version), 0).wait()
+        self._group.broadcast(pack(bucket, tensors, version).to(self._memory), 0).wait()
 
     def receive(self, buckets: Sequence[Bucket], version: int) -> Iterator[tuple[str, Tensor]]:
         """Names and verified tensors of all buckets."""
         for bucket in buckets:
             # A fresh buffer each: vLLM keeps the views until all tensors of a layer have come.
-            flat = torch.empty(bucket.nbytes, dtype=torch.uint8, device=device())
+            flat = torch.empty(bucket.nbytes, dtype=torch.uint8, device=self._memory)
             self._group.broadcast(flat, 0).wait()
             yield from unpack(bucket, flat, version)

@@ -47,7 +47,9 @@ def _update(rank: int, tiny: Path, out: Path, role: str, dtype: str, stage: int,
     }
 
 
-@pytest.mark.parametrize(("role", "stage", "ranks"), [("policy", 0, 1), ("critic", 0, 1), ("policy", 2, 2), ("critic", 3, 2)])
+@pytest.mark.parametrize(
+    ("role", "stage", "ranks"), [("policy", 0, 1), ("critic", 0, 1), ("policy", 2, 2), ("critic", 3, 2)]
+)
 def test_bfloat16_computes_low_and_keeps_float32(tiny: Path, tmp_path: Path, role: str, stage: int, ranks: int) -> None:
     for found in on_ranks(ranks, _update, tiny, tmp_path, role, "bfloat16", stage, ranks):
         assert "torch.bfloat16" in found["computed"]

@@ -117,7 +117,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     for first, poisoned, after, steps in on_ranks(ranks, _poisoned, tiny, tmp_path, ranks, stage):
         assert first > 1e-5 and after > 1e-5 and steps == 2
         assert poisoned == 0.0
-    assert load_file(tmp_path / "quarantine" / "policy-step-000001.safetensors")["advantages"].isnan().any()
+    assert load_file(tmp_path / "quarantine" / "policy-step-000001-0.safetensors")["advantages"].isnan().any()
 
 
 def _export(rank: int, tiny: Path, out: Path, ranks: int, stage: int) -> None:

@@ -12,23 +12,22 @@ from rlhf_ray.models.tiny import tiny_model
 from tests.builders import run_config
 
 STEPS = 16
-THRESHOLD = 0.9
+THRESHOLD = 0.6
 WORDS = ("sun", "moon", "tree", "house", "cat", "dog", "book", "story")
 
 
-def test_ppo_teaches_a_tiny_model_to_write_lower_case_letters(tmp_path: Path) -> None:
-    """The reward is the share of lower-case letters in an answer, 0 for an empty one."""
+def test_ppo_teaches_a_tiny_model_to_write_vowels(tmp_path: Path) -> None:
+    """The reward is the share of vowels among the characters of an answer, 0 for an empty one."""
     rows = [{"prompt": f"{verb} {word}"} for verb in ("name", "find") for word in WORDS]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = run_config(
         tiny_model(tmp_path / "tiny"),
         tmp_path / "prompts.jsonl",
-        prompts={"max_prompt_tokens": 48},
         policy={"learning_rate": 3e-3},
         critic={"learning_rate": 3e-3},
         algorithm={"num_epochs": 2, "num_minibatches": 2, "kl_coef": 0.0},
         reward={
-            "sources": [{"type": "function", "path": "tests.fakes:share_of_letters"}],
+            "sources": [{"type": "function", "path": "tests.builders:share_of_vowels"}],
             "truncated": {"mode": "score"},
         },
         rollout={"samples_per_prompt": 4, "max_concurrent": 32},
@@ -38,5 +37,5 @@ def test_ppo_teaches_a_tiny_model_to_write_lower_case_letters(tmp_path: Path) ->
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     rewards = [line[names.REWARD_MEAN] for line in lines]
     print("mean reward of each step:", " ".join(f"{reward:.2f}" for reward in rewards))
-    assert rewards[0] < 0.65, f"the toy task must start far from solved, not at {rewards[0]:.2f}"
+    assert rewards[0] < 0.35, f"the toy task must start far from solved, not at {rewards[0]:.2f}"
     assert statistics.fmean(rewards[-3:]) > THRESHOLD, rewards

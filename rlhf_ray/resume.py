@@ -1,0 +1,39 @@
+"""What may happen to a run directory that exists: one writer at a time, and no silent change of what was learned."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf_ray.config import RunConfig
+from rlhf_ray.config_file import dump_config, load_config
+from rlhf_ray.errors import UserError
+from rlhf_ray.rundir.commit import replace_file
+
+_MAY_CHANGE = frozenset({"train", "placement", "sentinels", "name"})
+
+
+@contextlib.contextmanager
+def alone_in(run_dir: Path) -> Iterator[None]:
+    """Inside, no other process works in `run_dir`; a `UserError` if one does already."""
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{run_dir} is in use by another process: wait, or choose another --run-dir") from None
+        yield
+
+
+def accept_changes(run_dir: Path, config: RunConfig) -> None:
+    """Makes `config` the one of the run at `run_dir`, unless it differs in what the checkpoint depends on."""
+    old = load_config(run_dir / "config.yaml", [])
+    before, after = old.model_dump(mode="json"), config.model_dump(mode="json")
+    changed = sorted(key for key in after if before.get(key) != after[key] and key not in _MAY_CHANGE)
+    if changed:
+        raise UserError(
+            f"--resume: {', '.join(changed)} differ from {run_dir / 'config.yaml'}; a resumed run may change only "
+            f"{', '.join(sorted(_MAY_CHANGE))}. Start a new run directory for the rest"
+        )
+    replace_file(run_dir / "config.yaml", dump_config(config))
