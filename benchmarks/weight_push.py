@@ -44,7 +44,7 @@ def send(folder: Path, port: int, bucket_mib: int, pushes: int, pipe: Connection
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
     buckets = plan_buckets([TensorSpec(n, tuple(t.shape), "float32") for n, t in tensors.items()], bucket_mib << 20)
     pipe.send(buckets)
-    group = WeightGroup(Rendezvous("127.0.0.1", port, 2, 120.0), 0)
+    group = WeightGroup(Rendezvous("127.0.0.1", port, 2, "gloo", 120.0), 0)
     for _ in range(pushes):
         version: int = pipe.recv()
         for bucket in buckets:
@@ -63,7 +63,7 @@ def receive(folder: Path, port: int, pushes: int, pipe: Connection) -> tuple[lis
     os.environ.update(engine_environment(spec))
     actor = RolloutActor(spec)
     buckets = pipe.recv()
-    actor.join(Rendezvous("127.0.0.1", port, 2, 120.0), 1, buckets)
+    actor.join(Rendezvous("127.0.0.1", port, 2, "gloo", 120.0), 1, buckets)
     seconds = []
     for version in range(1, pushes + 1):
         began = time.perf_counter()

@@ -89,7 +89,7 @@ class FakeReference:
 
     events: list[str]
 
-    def logprobs(self, batch: Batch) -> Tensor:
+    def logprobs(self, batch: Batch, temperature: float | None = None) -> Tensor:
         self.events.append("reference.logprobs")
         return batch.rollout_logprobs.clone()
 

@@ -74,7 +74,7 @@ class PPO:
 
         Takes the whole step's batch, with `old_logprobs`, `ref_logprobs` and `values`. Rows that the loss mask leaves
         out keep out of the whitening and of the explained variance; the KL is that of every response. Then the KL
-        controller moves, for the next step, unless `adapt` is false (the policy is not being trained). Without a defined
+        controller moves, for the next step, unless `adapt` is false (the policy is not trained now). Without a defined
         explained variance that metric is left out.
         """
         old, ref = present(batch.old_logprobs, "old_logprobs"), present(batch.ref_logprobs, "ref_logprobs")

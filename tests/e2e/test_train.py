@@ -53,12 +53,12 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy, an untrained reward model and 14 prompts."""
+    """A policy, an untrained reward model and 24 prompts."""
     folder = tmp_path_factory.mktemp("e2e")
     tiny = tiny_model(folder / "tiny")
     make_reward_backbone(tiny, 1).save_pretrained(folder / "judge")
     load_tokenizer(tiny).save_pretrained(folder / "judge")
-    questions = [f"tell me about the {topic}" for topic in TOPICS] + ["what is red", "what is blue"]
+    questions = [f"{verb} the {topic}" for verb in ("tell me about", "explain") for topic in TOPICS]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in questions))
     return folder
 
@@ -208,7 +208,7 @@ def test_a_resumed_run_goes_on(first: Finished, folder: Path) -> None:
     rows = read_rollouts(again.path / "rollouts" / "step-000003.parquet")
     assert {row["policy_version"] for row in rows} == {2}
     asked = [{row["prompt_id"] for row in read_rollouts(path)} for path in sorted((again.path / "rollouts").iterdir())]
-    assert not asked[0] & asked[2] and not asked[1] & asked[2], "10 prompts, 4 a step: none comes twice so early"
+    assert not asked[0] & asked[2] and not asked[1] & asked[2], "20 prompts, 4 a step: none comes twice so early"
     commit = latest_commit(again.path / "checkpoints")
     assert commit is not None and (commit.meta["step"], commit.meta["version"]) == (3, 3)
     steps = json.loads((commit.path / "state" / "policy" / "optimizer.json").read_text())["steps"]

@@ -47,7 +47,7 @@ def _learn(tiny: Path, out: Path, role: str, dtype: str) -> tuple[torch.Tensor, 
     """What a learner answers for a batch before an update, the update's metrics, and its weights after it."""
     from rlhf_ray.actors.learner import CriticLearner, PolicyLearner
 
-    config = run_config(tiny, model={"dtype": dtype}, critic={"init": "policy"})
+    config = run_config(tiny, model={"dtype": dtype})
     learner: Any = (PolicyLearner if role == "policy" else CriticLearner)(config, tiny, out, None)
     batch = random_batch(12, 24, 256)
     _, answers = learner.logprobs(batch) if role == "policy" else learner.values(batch)
@@ -79,7 +79,7 @@ def _weight_group(rank: int, port: int) -> None:
     expected = {f"w{i}": torch.arange(1000 * (i + 1), dtype=torch.float32, device="cuda") + i for i in range(5)}
     specs = [TensorSpec(name, tuple(tensor.shape), "float32") for name, tensor in expected.items()]
     buckets = plan_buckets(specs, 10_000)
-    group = WeightGroup(Rendezvous("127.0.0.1", port, 2, 60.0), rank)
+    group = WeightGroup(Rendezvous("127.0.0.1", port, 2, "nccl", 60.0), rank)
     for version in (1, 2):
         if rank == 0:
             for bucket in buckets:

@@ -11,8 +11,8 @@ from rlhf_ray.cluster import launch
 from rlhf_ray.models.tiny import tiny_model
 from tests.builders import run_config
 
-STEPS = 16
-THRESHOLD = 0.6
+STEPS = 20
+THRESHOLD = 0.65
 WORDS = ("sun", "moon", "tree", "house", "cat", "dog", "book", "story")
 
 

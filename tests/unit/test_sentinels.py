@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,9 @@ def _batch(drift_by: float = 1e-5, reference_by: float = 1e-5) -> Batch:
 
 def _check(batch: Batch, metrics: Metrics, step: int = 1, config: RunConfig | None = None) -> list[str]:
     journal = FakeJournal([])
-    Sentinels(config or run_config(Path("unused")), journal).check(step, batch, metrics)
+    sentinels = Sentinels(config or run_config(Path("unused")), journal)
+    found = sentinels.check_batch(step, batch)
+    sentinels.check_update(step, metrics | found)
     assert all(kind == "sentinel" for kind, _ in journal.said)
     return [sentence for _, sentence in journal.said]
 
@@ -50,6 +53,7 @@ def test_a_clean_step_raises_no_alarm() -> None:
 @pytest.mark.parametrize(
     ("batch", "changed", "sentence"),
     [
+        (_batch(), {names.FIRST_RATIO: math.nan}, "differs from its own old log-probs: the ratio is off by nan"),
         (_batch(), {names.FIRST_RATIO: 0.25}, "already differs from its own old log-probs: the ratio is off by 0.25"),
         (_batch(reference_by=0.5), {}, "the policy and the reference disagree: their log-probs differ by 0.5"),
         (_batch(drift_by=-0.125), {}, "vLLM and the learner disagree .* differ on average by 0.12"),
