@@ -1,6 +1,6 @@
 """The names of all metrics: `group/name`, one meaning and one unit each.
 
-A step's line in `metrics.jsonl` is `{"step": int, "version": int, <name>: float, ...}`; TensorBoard gets the same tags.
+A step's line in `metrics.jsonl` is `{"step": int, <name>: float, ...}`; TensorBoard gets the same tags.
 """
 
 REWARD_MEAN = "reward/mean"  # of the rubric, before any KL term

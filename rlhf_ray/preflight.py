@@ -57,6 +57,7 @@ def _check_online(config: RunConfig, run_dir: Path, download: bool) -> list[str]
     for path, folder in [(config.model.path, policy), *zip((m.path for m in models), rewards, strict=True)]:
         if folder:
             _check_positions(config, path, folder)
+    notes += [note for folder in rewards if folder for note in _scale_notes(config, folder)]
     _check_disk(config, run_dir)
     on_hub = [path for path in (config.prompts.path, config.prompts.heldout_path) if path and is_hub_id(path)]
     if on_hub and not download:
@@ -118,6 +119,18 @@ def _check_positions(config: RunConfig, path: str, folder: Path) -> None:
             f"prompts.max_prompt_tokens + rollout.max_new_tokens = {longest} tokens, but {path} was built for "
             f"{allowed} (max_position_embeddings); lower one of them"
         )
+
+
+def _scale_notes(config: RunConfig, folder: Path) -> list[str]:
+    """What a reward model's statistics say about how it will be used here."""
+    from rlhf_ray.models.reward_model import load_stats
+
+    stats, longest = load_stats(folder), config.prompts.max_prompt_tokens + config.rollout.max_new_tokens
+    if stats is None:
+        return [f"{folder} has no reward_stats.json: its scores are used raw, so check kl_coef and value_clip_range"]
+    if longest > stats.max_tokens:
+        return [f"{folder} was trained on at most {stats.max_tokens} tokens: longer conversations are cut on the left"]
+    return []
 
 
 def _check_disk(config: RunConfig, run_dir: Path) -> None:

@@ -98,6 +98,15 @@ def test_a_dry_run_notes_what_only_the_hub_has(tmp_path: Path) -> None:
     assert "prompts of nobody/no-data are on the hub" in notes[2]
 
 
+def test_the_scale_of_a_reward_model_is_told(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    stats = tmp_path / "reward" / "reward_stats.json"
+    stats.write_text(stats.read_text().replace("4096", "8"))
+    assert any("trained on at most 8 tokens" in note for note in preflight(config, tmp_path / "run", False))
+    stats.unlink()
+    assert any("no reward_stats.json" in note for note in preflight(config, tmp_path / "run", False))
+
+
 def test_reward_model_runs(tmp_path: Path) -> None:
     run_config(tmp_path)
     raw = {"kind": "reward", "name": "rm", "model": {"path": str(tmp_path / "policy")}, "data": {"path": "none.jsonl"}}

@@ -50,7 +50,9 @@ def model_folder(folder: Path, extra: str = "", **config: object) -> Path:
 def reward_folder(folder: Path, extra: str = "") -> Path:
     """The same as a reward model."""
     architecture = ["LlamaForSequenceClassification"]
-    return model_folder(folder, extra, architectures=architecture, id2label={"0": "LABEL_0"})
+    made = model_folder(folder, extra, architectures=architecture, id2label={"0": "LABEL_0"})
+    (made / "reward_stats.json").write_text('{"mean": 0.0, "std": 1.0, "answers": 8, "max_tokens": 4096}')
+    return made
 
 
 def run_config(tmp_path: Path, **changes: object) -> RunConfig:
