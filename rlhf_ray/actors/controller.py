@@ -151,7 +151,7 @@ class Controller:
             "steps": progress.step,
             "rollouts": progress.step * self._config.rollouts_per_step,
             "seconds_total": time.monotonic() - self._began,
-            "seconds_by_phase": self._spent | trained,
+            "seconds_by_phase": self._spent | trained | {"commit": self._journal.seconds_committing},
             "policy_dir": str(last.path / "policy") if last else None,
             "report": str(self._journal.path / "report.html"),
         }

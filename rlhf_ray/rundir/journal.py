@@ -39,6 +39,7 @@ class RunDirectory:
         """Use `create` or `open`."""
         self.path = path
         self.committed = committed
+        self.seconds_committing = 0.0
         self._keep = keep_checkpoints
         self._records: deque[dict[str, object]] = deque(maxlen=_RECORDS)
         self._lock = threading.Lock()
@@ -136,7 +137,9 @@ class RunDirectory:
         for name in ("metrics.jsonl", "events.jsonl"):
             flush_to_disk(self.path / name)
         checkpoints = self.path / "checkpoints"
+        began = time.monotonic()
         path = commit_directory(checkpoints, _step_name(step), save, state)
+        self.seconds_committing += time.monotonic() - began
         self.committed = Commit(path, dict(state))
         prune(checkpoints, self._keep)
         return path
