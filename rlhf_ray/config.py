@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -142,7 +141,7 @@ class RunConfig(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     model: ModelConfig = ModelConfig()
     prompts: PromptsConfig
-    algorithm: Annotated[PPOConfig, Field(discriminator=None)] = PPOConfig()
+    algorithm: PPOConfig = PPOConfig()
     policy: LearnerConfig = LearnerConfig()
     critic: CriticConfig = CriticConfig()
     reference: FrozenConfig = FrozenConfig()
@@ -243,8 +242,3 @@ class RewardModelConfig(Strict):
             ranks = self.num_workers
             raise ValueError(f"batch_size = {self.batch_size} pairs do not divide over num_workers = {ranks}")
         return self
-
-
-def run_folder(root: Path, name: str) -> Path:
-    """Where a run named `name` lives under `root`."""
-    return root / name

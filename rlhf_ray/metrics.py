@@ -19,14 +19,13 @@ ENTROPY = "policy/entropy"  # mean over response tokens, nats
 POLICY_LOSS = "policy/loss"
 POLICY_CLIP_FRACTION = "policy/clip_fraction"
 POLICY_KL_TO_OLD = "policy/kl_to_old"  # k3 per token, over the inner epochs
-POLICY_GRAD_NORM = "policy/grad_norm"
 
 CRITIC_LOSS = "critic/loss"
 CRITIC_CLIP_FRACTION = "critic/clip_fraction"
 CRITIC_EXPLAINED_VARIANCE = "critic/explained_variance"
-CRITIC_GRAD_NORM = "critic/grad_norm"
 
 # of both learners: {role} is policy or critic
+GRAD_NORM = "{role}/grad_norm"  # before clipping
 UPDATES = "{role}/updates"  # optimizer steps taken
 SKIPPED_UPDATES = "{role}/skipped_updates"  # not taken, because a gradient was not finite
 MISSING_GRADIENTS = "{role}/parameters_without_gradient"

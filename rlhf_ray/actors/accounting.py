@@ -48,8 +48,8 @@ class UpdateAccount:
         out = {key: sum(m[key] for m in done) / len(done) for key in (done[0] if done else {})}
         if names.FIRST_RATIO in out:
             out[names.FIRST_RATIO] = done[0][names.FIRST_RATIO]
-        out[f"{role}/grad_norm"] = sum(self._norms) / max(1, len(self._norms))
-        out[f"{role}/updates"] = float(len(self._norms))
-        out[f"{role}/skipped_updates"] = float(self._skipped)
-        out[f"{role}/parameters_without_gradient"] = float(len(self._missing))
+        out[names.GRAD_NORM.format(role=role)] = sum(self._norms) / max(1, len(self._norms))
+        out[names.UPDATES.format(role=role)] = float(len(self._norms))
+        out[names.SKIPPED_UPDATES.format(role=role)] = float(self._skipped)
+        out[names.MISSING_GRADIENTS.format(role=role)] = float(len(self._missing))
         return out

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_ray.config import RewardModelConfig, RunConfig, run_folder
+from rlhf_ray.config import RewardModelConfig, RunConfig
 from rlhf_ray.config_file import dump_config, load_config
 from rlhf_ray.errors import UserError
 from rlhf_ray.machine import cpu_cores, memory_gib
@@ -23,7 +23,7 @@ def train_command(
 ) -> None:
     """Loads, checks and runs the config at `path`. Raises `UserError` before anything has started."""
     config = load_config(path, overrides)
-    folder = run_dir or run_folder(Path("runs"), config.name)
+    folder = run_dir or Path("runs", config.name)
     if resume and isinstance(config, RewardModelConfig):
         raise UserError("--resume: reward-model training starts over; choose a new --run-dir instead")
     notes = preflight(config, folder, resume, download=not dry_run)
