@@ -172,7 +172,7 @@ def test_the_summary_the_report_and_tensorboard(first: Finished) -> None:
     assert summary["command"].startswith("rlhf-ray train ") and OVERRIDES[0] in summary["command"]
     assert Path(summary["report"]) == first.path / "report.html"
     page = Path(summary["report"]).read_text()
-    assert "plotly" in page.lower() and "tell me about the" in page
+    assert "plotly" in page.lower() and "explain the city" in page
     assert list((first.path / "tensorboard").glob("events.out.tfevents*"))
     assert {"versions", "hardware", "command"} <= first.json("manifest.json").keys()
 

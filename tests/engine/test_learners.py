@@ -50,12 +50,14 @@ def _state(folder: Path, role: str) -> dict[str, torch.Tensor]:
 
 
 def _same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    """Float32 sums in another order: Adam's moments agree to 1e-6 and 1e-9. The weights agree to a twentieth of one
-    step (learning rate 1e-3), because Adam divides a gradient of nearly 0 by its own size."""
+    """Float32 sums in another order. Adam's moments agree to a thousandth of the largest one of their tensor; a wrong
+    denominator would be a factor. The weights agree to a twentieth of one step (learning rate 1e-3), because Adam
+    divides a gradient of nearly 0 by its own size."""
     assert a.keys() == b.keys()
     for name in a:
-        limit = 1e-9 if name.endswith("exp_avg_sq") else 1e-6 if name.endswith("exp_avg") else 5e-5
-        torch.testing.assert_close(a[name], b[name], atol=limit, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+        moment = name.endswith(("exp_avg", "exp_avg_sq"))
+        limit = 1e-3 * float(a[name].abs().max()) if moment else 5e-5
+        torch.testing.assert_close(a[name], b[name], atol=limit, rtol=0, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @pytest.mark.parametrize("role", ["policy", "critic"])
@@ -92,7 +94,8 @@ def _poisoned(rank: int, tiny: Path, out: Path, ranks: int, stage: int) -> tuple
     learner = PolicyLearner(config, tiny, out, None)
 
     def weights() -> torch.Tensor:
-        return torch.cat([w.flatten() for w in learner.engine.trainable_state()[0].values()])
+        whole = learner.engine.trainable_state()[0]  # on rank 0 only
+        return torch.cat([torch.zeros(1), *(w.flatten() for w in whole.values())])
 
     moved = []
     for number in range(3):
@@ -114,9 +117,10 @@ def _poisoned(rank: int, tiny: Path, out: Path, ranks: int, stage: int) -> tuple
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     tiny: Path, tmp_path: Path, ranks: int, stage: int
 ) -> None:
-    for first, poisoned, after, steps in on_ranks(ranks, _poisoned, tiny, tmp_path, ranks, stage):
-        assert first > 1e-5 and after > 1e-5 and steps == 2
-        assert poisoned == 0.0
+    answers = on_ranks(ranks, _poisoned, tiny, tmp_path, ranks, stage)
+    first, poisoned, after, _ = answers[0]
+    assert first > 1e-5 and after > 1e-5 and poisoned == 0.0
+    assert {steps for *_, steps in answers} == {2}
     assert load_file(tmp_path / "quarantine" / "policy-step-000001-0.safetensors")["advantages"].isnan().any()
 
 

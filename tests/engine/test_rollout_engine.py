@@ -51,7 +51,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RolloutActo
     actor, sender = RolloutActor(spec), Sender(folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        meeting = Rendezvous("127.0.0.1", probe.getsockname()[1], 2, 30.0)
+        meeting = Rendezvous("127.0.0.1", probe.getsockname()[1], 2, "gloo", 30.0)
     joining = threading.Thread(target=actor.join, args=(meeting, 1, sender.buckets))
     joining.start()
     sender.group = WeightGroup(meeting, 0)
