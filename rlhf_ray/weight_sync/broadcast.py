@@ -1,6 +1,6 @@
 """The process group that weights travel through: policy rank 0 sends, every rollout worker receives.
 
-Separate from the learners' own group, on a store of its own; gloo between CPUs, NCCL between GPUs.
+Separate from the learners' own group, on a store of its own; gloo, or NCCL where each has a GPU of its own.
 """
 
 from __future__ import annotations
