@@ -10,10 +10,15 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rlhf_ray.config import RewardModelConfig, RunConfig
+from rlhf_ray.config import AnyConfig, PreferenceConfig, RewardModelConfig, RunConfig, SFTConfig
 from rlhf_ray.errors import UserError
 
-KINDS: dict[str, type[RunConfig] | type[RewardModelConfig]] = {"online": RunConfig, "reward": RewardModelConfig}
+KINDS: dict[str, type[AnyConfig]] = {
+    "online": RunConfig,
+    "reward": RewardModelConfig,
+    "sft": SFTConfig,
+    "preference": PreferenceConfig,
+}
 RECIPES = Path(__file__).parent / "recipes"
 Loc = tuple[int | str, ...]
 
@@ -47,10 +52,10 @@ def find_recipe(path: str | Path) -> Path:
     raise UserError(f"{asked} does not exist; give a YAML file or one of the bundled recipes: {bundled}")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig | RewardModelConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
     """The config in the YAML file `path` with `overrides` (`a.b=value`, the value read as YAML) laid over it.
 
-    `kind: online | reward` chooses the class (online if absent). Relative paths inside stay as written and count from
+    `kind: online | reward | sft | preference` chooses the class (online if absent). Relative paths inside stay as written and count from
     the current directory. Raises `UserError` with one line per mistake.
     """
     file = find_recipe(path)
@@ -73,7 +78,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig | 
         raise UserError("\n  ".join([f"{file} has {_count(len(lines), 'mistake')}:", *lines])) from None
 
 
-def dump_config(config: RunConfig | RewardModelConfig) -> str:
+def dump_config(config: AnyConfig) -> str:
     """`config` as YAML with every default written out; `load_config` of it gives an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 

@@ -1,4 +1,4 @@
-"""The one typed tree of a run. Composed from the parts that read it; every knob has one default, here or there."""
+"""An online run: roles, loop, rollouts. Composed from the parts that read it; every knob has one default."""
 
 from __future__ import annotations
 
@@ -7,33 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlhf_ray.algorithms.ppo import PPOConfig
+from rlhf_ray.config.common import DeepSpeedConfig, Fraction, LoraConfig, ModelConfig, Name, PlacementConfig
 from rlhf_ray.data.prompts import PromptsConfig
 from rlhf_ray.rewards.base import RewardSourceConfig, TruncatedConfig
 from rlhf_ray.strict import Strict
-
-Fraction = Annotated[float, Field(gt=0)]
-
-
-class ModelConfig(Strict):
-    """A causal language model: `smollm2-135m` (the embedded one), a local folder, or a hub id."""
-
-    path: str = "smollm2-135m"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type. `auto`: float32 on CPU, bfloat16 on GPU. Learners keep float32 master weights either way."""
-
-
-class LoraConfig(Strict):
-    """Low-rank adapters on every linear layer of the transformer blocks."""
-
-    rank: PositiveInt = 16
-    alpha: PositiveInt = 32
-
-
-class DeepSpeedConfig(Strict):
-    """How DeepSpeed shards a learner's state."""
-
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    gradient_clipping: PositiveFloat = 1.0
 
 
 class LearnerConfig(Strict):
@@ -96,18 +73,6 @@ class RolloutConfig(Strict):
     push_bucket_mib: PositiveInt = 32
 
 
-class PlacementConfig(Strict):
-    """Where roles live."""
-
-    mode: Literal["colocated", "separate"] = "colocated"
-    """`colocated`: roles take turns on the same cores or GPUs. `separate`: each role has bundles of its own."""
-    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    address: str | None = None
-    """A Ray cluster to join. null: the one in RAY_ADDRESS, or a cluster started for this run."""
-    threads: PositiveInt | None = None
-    """CPU threads of each role. null: all cores when colocated, `cpus` when separate."""
-
-
 class TrainConfig(Strict):
     """The size of a run."""
 
@@ -137,7 +102,7 @@ class RunConfig(Strict):
     """One online run, from one YAML file."""
 
     kind: Literal["online"] = "online"
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Name
     seed: Annotated[int, Field(ge=0)] = 0
     model: ModelConfig = ModelConfig()
     prompts: PromptsConfig
@@ -203,42 +168,3 @@ class RunConfig(Strict):
             f"{self.minibatch_size} x {self.algorithm.num_epochs} epochs, over {self.policy.num_workers} policy and "
             f"{self.critic.num_workers} critic ranks; {self.train.num_steps} steps"
         )
-
-
-class PreferenceDataConfig(Strict):
-    """Chosen/rejected pairs from JSONL."""
-
-    path: str
-    heldout_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
-    max_tokens: PositiveInt = 256
-
-
-class RewardModelConfig(Strict):
-    """A reward model trained offline: Bradley-Terry on pairs, TRL's RewardTrainer inside Ray Train with DeepSpeed."""
-
-    kind: Literal["reward"] = "reward"
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: Annotated[int, Field(ge=0)] = 0
-    model: ModelConfig = ModelConfig()
-    num_layers: PositiveInt | None = None
-    """Keep only the first N transformer layers as the backbone (null: all). A third of a small model is often enough
-    to judge form, and costs a third."""
-    data: PreferenceDataConfig
-    num_workers: PositiveInt = 1
-    cpus_per_worker: Fraction = 1.0
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    epochs: PositiveInt = 1
-    batch_size: PositiveInt = 8
-    """Pairs in one optimizer step, over all ranks."""
-    learning_rate: PositiveFloat = 5e-5
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    lora: LoraConfig | None = None
-    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
-    placement: PlacementConfig = PlacementConfig()
-
-    @model_validator(mode="after")
-    def _arithmetic(self) -> RewardModelConfig:
-        if self.batch_size % self.num_workers:
-            ranks = self.num_workers
-            raise ValueError(f"batch_size = {self.batch_size} pairs do not divide over num_workers = {ranks}")
-        return self

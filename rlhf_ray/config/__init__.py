@@ -1,0 +1,43 @@
+"""The one typed tree of a run. Composed from the parts that read it; every knob has one default, here or there."""
+
+from rlhf_ray.config.common import DeepSpeedConfig, LoraConfig, ModelConfig, PlacementConfig
+from rlhf_ray.config.offline import (
+    OfflineConfig,
+    OfflineTrainConfig,
+    PreferenceConfig,
+    RewardModelConfig,
+    SFTConfig,
+)
+from rlhf_ray.config.online import (
+    CriticConfig,
+    FrozenConfig,
+    LearnerConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    SentinelConfig,
+    TrainConfig,
+)
+
+AnyConfig = RunConfig | RewardModelConfig | SFTConfig | PreferenceConfig
+
+__all__ = [
+    "AnyConfig",
+    "CriticConfig",
+    "DeepSpeedConfig",
+    "FrozenConfig",
+    "LearnerConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "OfflineConfig",
+    "OfflineTrainConfig",
+    "PlacementConfig",
+    "PreferenceConfig",
+    "RewardConfig",
+    "RewardModelConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SFTConfig",
+    "SentinelConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,263 @@
+"""Runs on fixed data: reward models, supervised fine-tuning, and the DPO family."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from rlhf_ray.config.common import DeepSpeedConfig, Fraction, LoraConfig, ModelConfig, Name, PlacementConfig
+from rlhf_ray.data.feedback import FeedbackConfig
+from rlhf_ray.evidence import OVERALL, Kind
+from rlhf_ray.strict import Strict
+
+
+class OfflineTrainConfig(Strict):
+    """A Ray Train worker group that trains one model on fixed data: AdamW, cosine schedule with warm-up, clipping."""
+
+    num_workers: PositiveInt = 1
+    cpus_per_worker: Fraction = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    epochs: PositiveFloat = 1.0
+    max_steps: PositiveInt | None = None
+    """Optimizer steps; null: as many as `epochs` need."""
+    batch_size: PositiveInt = 8
+    """Rows in one optimizer step, over all ranks."""
+    microbatch_size: PositiveInt | None = None
+    """Rows in one forward-backward of a rank; null: its whole share."""
+    learning_rate: PositiveFloat = 5e-5
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: NonNegativeFloat = 0.01
+    gradient_checkpointing: bool = False
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    eval_every: PositiveInt | None = None
+    """Steps between evaluations on held-out rows; null: at the end only."""
+    patience: PositiveInt | None = None
+    """Stop after this many evaluations without a lower held-out loss, and keep the best weights; needs eval_every."""
+    checkpoint_every: PositiveInt | None = None
+    """Steps between commits; null: at the end only."""
+    keep_checkpoints: PositiveInt = 2
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often a group that lost a worker is started again from the newest checkpoint."""
+    deadline_s: PositiveFloat = 1800.0
+    """The longest time without a sign of progress before the run is an error that names the group."""
+
+    @model_validator(mode="after")
+    def _arithmetic(self) -> OfflineTrainConfig:
+        if self.batch_size % self.num_workers:
+            raise ValueError(f"batch_size = {self.batch_size} does not divide over num_workers = {self.num_workers}")
+        share = self.batch_size // self.num_workers
+        if self.microbatch_size is not None and share % self.microbatch_size:
+            raise ValueError(f"microbatch_size = {self.microbatch_size} does not divide a rank's {share} rows")
+        if self.patience is not None and self.eval_every is None:
+            raise ValueError("patience counts evaluations, so it needs eval_every")
+        return self
+
+
+class OfflineConfig(Strict):
+    """What all runs on fixed data have."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: ModelConfig = ModelConfig()
+    data: FeedbackConfig
+    lora: LoraConfig | None = None
+    """Adapters, or null for full fine-tuning."""
+    train: OfflineTrainConfig = OfflineTrainConfig()
+    placement: PlacementConfig = PlacementConfig()
+
+
+class JointConfig(Strict):
+    """Prompt and answer together in one backbone, and one head on it."""
+
+    type: Literal["joint"] = "joint"
+
+
+class SeparateConfig(Strict):
+    """Prompt and answer each in a backbone of their own, and a head on both and their interaction."""
+
+    type: Literal["separate"]
+    shared: bool = False
+    """One set of weights for both sides."""
+
+
+class WeightedConfig(Strict):
+    """The total is a fixed weighted sum of the objectives."""
+
+    type: Literal["weights"] = "weights"
+    weights: dict[str, float] | None = None
+    """By objective; null: all equal, adding up to 1."""
+
+
+class GateConfig(Strict):
+    """The total weighs the objectives by a softmax of the prompt's representation, learned from evidence that names
+    no objective (Wang et al. 2024, arXiv 2406.12845)."""
+
+    type: Literal["gate"]
+
+
+class EnsembleConfig(Strict):
+    """Several members whose disagreement is the uncertainty of a score (Coste et al. 2023, arXiv 2310.02743)."""
+
+    members: PositiveInt = 1
+    of: Literal["heads", "models"] = "heads"
+    """Heads on one shared backbone, or whole models."""
+    sigma: NonNegativeFloat = 1.0
+    """The score is the members' mean minus this many of their standard deviations."""
+
+
+class RewardModelConfig(OfflineConfig):
+    """A reward model from pairs, rankings, ratings and thumbs together."""
+
+    kind: Literal["reward"] = "reward"
+    num_layers: PositiveInt | None = None
+    """Keep only the first N transformer layers as the backbone (null: all). A third of a small model is often enough
+    to judge form, and costs a third."""
+    architecture: Annotated[JointConfig | SeparateConfig, Field(discriminator="type")] = JointConfig()
+    objectives: Annotated[tuple[str, ...], Field(min_length=1)] = (OVERALL,)
+    combine: Annotated[WeightedConfig | GateConfig, Field(discriminator="type")] = WeightedConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
+    loss_weights: dict[Kind, NonNegativeFloat] = {"pair": 1.0, "ranking": 1.0, "rating": 1.0, "thumb": 1.0}
+    center_coef: NonNegativeFloat = 0.01
+    """Weight of the squared mean score of an item's answers, which keeps rewards around zero
+    (Eisenstein et al. 2023, arXiv 2312.09244)."""
+
+    @model_validator(mode="after")
+    def _objectives(self) -> RewardModelConfig:
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"objectives = {list(self.objectives)} names one twice")
+        if isinstance(self.combine, GateConfig) and len(self.objectives) < 2:
+            raise ValueError("combine.type = gate needs at least two objectives")
+        weights = self.combine.weights if isinstance(self.combine, WeightedConfig) else None
+        if weights is not None and set(weights) != set(self.objectives):
+            raise ValueError(f"combine.weights must name exactly the objectives {', '.join(self.objectives)}")
+        return self
+
+
+class SFTConfig(OfflineConfig):
+    """Supervised fine-tuning on prompts with answers; the loss counts the answer's tokens only."""
+
+    kind: Literal["sft"] = "sft"
+    packing: bool = False
+    """Fill rows of `data.max_tokens` with several conversations; each attends to itself alone."""
+
+
+DPOLoss = Literal[
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+]  # fmt: skip
+
+
+class KLTargetConfig(Strict):
+    """Beta follows the measured KL to the reference: raised above the target, lowered below it."""
+
+    type: Literal["kl"]
+    target_kl: PositiveFloat
+    """Mean k1 per response, summed over its tokens (nats per sequence), of the policy's own samples' stand-ins."""
+    gain: PositiveFloat = 0.1
+    """Largest relative change of beta in one step."""
+    band: NonNegativeFloat = 0.1
+    """No change while the KL is within this fraction of the target (hysteresis)."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of the exponential average over steps that the controller reads."""
+    beta_range: tuple[PositiveFloat, PositiveFloat] = (1e-3, 10.0)
+
+
+class RewardGapConfig(Strict):
+    """Beta of a batch follows its implicit reward gap: beta * (1 + alpha * (gap - running mean))
+    (Wu et al. 2024, beta-DPO, arXiv 2407.08639, section 4)."""
+
+    type: Literal["gap"]
+    alpha: PositiveFloat = 0.6
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta_range: tuple[PositiveFloat, PositiveFloat] = (1e-3, 10.0)
+
+
+class DPOConfig(Strict):
+    """Direct preference optimization and its relatives (Rafailov et al. 2023, arXiv 2305.18290)."""
+
+    type: Literal["dpo"] = "dpo"
+    loss: DPOLoss | tuple[DPOLoss, ...] = "sigmoid"
+    loss_weights: tuple[float, ...] | None = None
+    """One for each loss of a combination; null: 1 each."""
+    beta: PositiveFloat = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """The probability that a label is flipped, for `robust` (and aot, exo_pair); with `sigmoid` see `robust`."""
+    reference: Literal["initial", "none", "synced"] = "initial"
+    """The policy before training; nothing (reference-free); or a copy that follows the policy (TR-DPO, full only)."""
+    precompute_reference: bool = False
+    """Compute the reference's log-probabilities once, before training."""
+    sync_every: PositiveInt = 64
+    sync_mix: Annotated[float, Field(gt=0, le=1)] = 0.6
+    f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    alpha: float = 0.5
+    """Of the alpha divergence."""
+    discopop_tau: PositiveFloat = 0.05
+    length_desensitization: Annotated[float, Field(ge=0, le=1)] | None = None
+    """LD-DPO's alpha (arXiv 2409.06411)."""
+    weighting: bool = False
+    """Weigh pairs by how likely the policy is to write them (WPO, arXiv 2406.11827)."""
+    adaptive_beta: Annotated[KLTargetConfig | RewardGapConfig, Field(discriminator="type")] | None = None
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The loss, or all of a combination."""
+        return (self.loss,) if isinstance(self.loss, str) else self.loss
+
+    @model_validator(mode="after")
+    def _fits(self) -> DPOConfig:
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.losses):
+            raise ValueError(f"loss_weights has {len(self.loss_weights)} numbers for {len(self.losses)} losses")
+        if "exo_pair" in self.losses and self.label_smoothing == 0:
+            raise ValueError("loss exo_pair needs label_smoothing above 0 (it takes its logarithm)")
+        if self.reference == "synced" and self.precompute_reference:
+            raise ValueError("reference = synced changes while training, so precompute_reference must be false")
+        return self
+
+
+class KTOConfig(Strict):
+    """Kahneman-Tversky optimization of single answers, good or bad (Ethayarajh et al. 2024, arXiv 2402.01306)."""
+
+    type: Literal["kto"]
+    loss: Literal["kto", "apo_zero_unpaired"] = "kto"
+    beta: PositiveFloat = 0.1
+    desirable_weight: PositiveFloat = 1.0
+    undesirable_weight: PositiveFloat = 1.0
+
+
+class ORPOConfig(Strict):
+    """Odds-ratio preference optimization: fine-tuning and preference in one, no reference (arXiv 2403.07691)."""
+
+    type: Literal["orpo"]
+    beta: PositiveFloat = 0.1
+    """Weight of the odds ratio (lambda in the paper)."""
+
+
+class CPOConfig(Strict):
+    """Contrastive preference optimization (arXiv 2401.08417), and with `loss: simpo` SimPO (arXiv 2405.14734)."""
+
+    type: Literal["cpo"]
+    loss: Literal["sigmoid", "hinge", "ipo", "simpo", "alphapo"] = "sigmoid"
+    beta: PositiveFloat = 0.1
+    sft_weight: NonNegativeFloat = 1.0
+    """Weight of the chosen answer's negative log-likelihood; 0 for SimPO as published."""
+    simpo_gamma: NonNegativeFloat = 0.5
+    """Target margin of SimPO."""
+    alpha: float = 0.0
+    """AlphaPO's reward shape (arXiv 2501.03884)."""
+
+
+Method = Annotated[DPOConfig | KTOConfig | ORPOConfig | CPOConfig, Field(discriminator="type")]
+
+
+class PreferenceConfig(OfflineConfig):
+    """A policy aligned directly on preferences."""
+
+    kind: Literal["preference"] = "preference"
+    method: Method = DPOConfig()
+
+    @model_validator(mode="after")
+    def _synced_is_full(self) -> PreferenceConfig:
+        if isinstance(self.method, DPOConfig) and self.method.reference == "synced" and self.lora is not None:
+            raise ValueError("method.reference = synced needs full fine-tuning: remove lora")
+        return self
