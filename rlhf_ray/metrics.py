@@ -42,3 +42,21 @@ TIME_STEP = "time/step"  # without its commit, which counts as time/commit of th
 TIME_OVERHEAD = "time/overhead"  # step minus the time inside the models, vLLM, and the weight push
 BUSY = "busy/{role}"  # seconds that the role's actors computed
 TOKENS = "throughput/response_tokens"  # tokens sampled in this step
+
+# of runs on fixed data; a line of metrics.jsonl has those of the step's batch, and at an evaluation the held-out ones
+TRAIN_LOSS = "train/loss"
+TRAIN_GRAD_NORM = "train/grad_norm"  # before clipping
+LEARNING_RATE = "train/learning_rate"
+TRAIN_ACCURACY = "train/accuracy"  # pairs whose chosen answer scores (or is implicitly rewarded) higher
+TRAIN_MARGIN = "train/margin"  # mean score of chosen minus rejected
+CHOSEN_REWARD = "train/chosen_reward"  # implicit: beta * log(policy / reference)
+REJECTED_REWARD = "train/rejected_reward"
+TOKEN_ACCURACY = "train/token_accuracy"  # fine-tuning: answer tokens predicted rightly
+TOKENS_PER_SECOND = "throughput/tokens_per_second"  # without padding
+HELDOUT_LOSS = "heldout/loss"
+HELDOUT_ACCURACY = "heldout/accuracy"
+HELDOUT_MARGIN = "heldout/margin"
+BETA = "beta/value"
+BETA_KL = "beta/kl_per_sequence"  # what the controller reads, nats; smoothed
+BETA_TARGET_KL = "beta/target_kl"
+REWARD_GAP = "beta/reward_gap"  # of the batch, in units of log-ratio
