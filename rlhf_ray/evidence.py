@@ -97,4 +97,13 @@ class Demonstration:
     where: str
 
 
+@dataclass(frozen=True, slots=True)
+class PromptOnly:
+    """A prompt that nobody has answered: for rollouts."""
+
+    prompt: tuple[Message, ...]
+    where: str
+
+
 Evidence = Pair | Ranking | Rating | Thumb
+Item = Evidence | Demonstration | PromptOnly
