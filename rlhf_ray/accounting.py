@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rlhf_ray import metrics as names
 from rlhf_ray.ports import Metrics, Roles
-from rlhf_ray.types import Batch, Prompt, Rollout
+from rlhf_ray.types import Prompt, Rollout
 
 
 class StepClock:
@@ -72,7 +72,7 @@ def quarantine_note(step: int, rollouts: Sequence[Rollout], quarantined: Sequenc
     )
 
 
-def rollout_metrics(rollouts: Sequence[Rollout], quarantined: Sequence[Rollout], batch: Batch) -> Metrics:
+def rollout_metrics(rollouts: Sequence[Rollout], quarantined: Sequence[Rollout]) -> Metrics:
     """Rewards with their breakdown, lengths, truncation, counts."""
     rewards = [rollout.score.reward for rollout in rollouts if rollout.score]
     parts = {name for rollout in rollouts if rollout.score for name in rollout.score.breakdown}
@@ -82,7 +82,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], quarantined: Sequence[Rollout],
         names.QUARANTINED: float(len(quarantined)),
         names.LENGTH_MEAN: statistics.fmean(len(rollout.response_ids) for rollout in rollouts),
         names.TRUNCATED: statistics.fmean(rollout.truncated for rollout in rollouts),
-        names.TOKENS: float(batch.response_mask.sum()),
+        names.TOKENS: float(sum(len(rollout.response_ids) for rollout in rollouts)),
     } | {
         names.REWARD_SOURCE.format(source=part): statistics.fmean(
             rollout.score.breakdown[part] for rollout in rollouts if rollout.score

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from rlhf_ray.accounting import StepClock, in_order, quarantine_note, rollout_metrics
 from rlhf_ray.config import RunConfig
-from rlhf_ray.data.batching import collate
+from rlhf_ray.data.batching import collate, prompt_numbers
 from rlhf_ray.ports import Algorithm, Metrics, Roles, State
 from rlhf_ray.sentinels import Sentinels
+from rlhf_ray.types import Batch
 
 
 @dataclass
@@ -26,12 +27,12 @@ class Progress:
 
 def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: int, progress: Progress) -> None:
     """Runs the steps after `progress.step`, in place. The engines must hold the policy's weights as its version."""
-    sentinels, clock = Sentinels(config, roles.journal), StepClock(roles)
+    sentinels, clock, critic = Sentinels(config, roles.journal), StepClock(roles), roles.critic
     stopping = roles.should_stop()
     while progress.step < config.train.num_steps and not stopping:
         step = progress.step + 1
         clock.start(step)
-        training = step > config.critic.policy_freeze_steps
+        training = step > config.policy_freeze_steps
 
         prompts = roles.prompts.take(config.train.prompts_per_step)
         with clock("generate"):
@@ -43,17 +44,12 @@ def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: i
         batch = collate(rollouts, pad_token_id, config.reward.truncated.mode, config.reward.truncated.penalty)
 
         with clock("logprobs"):
-            old, ref, values = roles.together(
-                lambda: roles.policy.logprobs(batch),
-                lambda: roles.reference.logprobs(batch),
-                lambda: roles.critic.values(batch),
-            )
-            batch = batch.with_(old_logprobs=old, ref_logprobs=ref, values=values)
+            batch = estimated(roles, batch)
         checked = sentinels.check_batch(step, batch)
         with clock("advantages"):
-            batch, metrics = algorithm.advantages(batch, adapt=training)
+            batch, metrics = algorithm.advantages(batch, prompt_numbers(rollouts), adapt=training)
         with clock("update"):
-            updates: list[Callable[[], Metrics]] = [lambda: roles.critic.update(batch, step)]
+            updates: list[Callable[[], Metrics]] = [lambda: critic.update(batch, step)] if critic else []
             if training:
                 updates.append(lambda: roles.policy.update(batch, step, algorithm.kl_coef))
             for found in roles.together(*updates):
@@ -62,7 +58,7 @@ def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: i
             metrics |= roles.weights.push(progress.version + 1)
 
         progress.step, progress.version = step, progress.version + 1
-        metrics |= rollout_metrics(rollouts, quarantined, batch) | checked
+        metrics |= rollout_metrics(rollouts, quarantined) | checked
         roles.journal.rollouts(step, rollouts + quarantined)
         roles.journal.metrics(step, metrics | clock.metrics())
         sentinels.check_update(step, metrics)
@@ -72,12 +68,21 @@ def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: i
                 commit(roles, progress, algorithm)
 
 
+def estimated(roles: Roles, batch: Batch) -> Batch:
+    """The batch with the log-probs of policy and reference, and values if there is a critic."""
+    critic = roles.critic
+    asked = [lambda: roles.policy.logprobs(batch), lambda: roles.reference.logprobs(batch)]
+    if critic is not None:
+        asked.append(lambda: critic.values(batch))
+    return batch.with_(**dict(zip(("old_logprobs", "ref_logprobs", "values"), roles.together(*asked), strict=False)))
+
+
 def commit(roles: Roles, progress: Progress, algorithm: Algorithm) -> None:
     """Everything that a resumed run needs, in one atomic directory."""
 
     def save(folder: Path) -> None:
-        roles.policy.save(folder)
-        roles.critic.save(folder)
+        for learner in roles.learners:
+            learner.save(folder)
 
     state: State = {
         "step": progress.step,
@@ -86,8 +91,8 @@ def commit(roles: Roles, progress: Progress, algorithm: Algorithm) -> None:
         "algorithm": algorithm.state_dict(),
     }
     path = roles.journal.commit(progress.step, state, save)
-    roles.policy.committed(path)
-    roles.critic.committed(path)
+    for learner in roles.learners:
+        learner.committed(path)
 
 
 def restore(roles: Roles, algorithm: Algorithm, state: Mapping[str, object]) -> Progress:

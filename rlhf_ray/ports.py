@@ -50,22 +50,25 @@ class ReferencePort(Protocol):
         """`[B, T]`, at the sampling temperature if none is given."""
 
 
-class PolicyPort(Protocol):
+class LearnerPort(Protocol):
+    """What policy and critic share: they write themselves into a checkpoint, and start from it once it is committed."""
+
+    def save(self, folder: Path) -> None: ...
+    def committed(self, path: Path) -> None: ...
+
+
+class PolicyPort(LearnerPort, Protocol):
     """The learner of the policy."""
 
     def logprobs(self, batch: Batch) -> Tensor: ...
     def update(self, batch: Batch, step: int, kl_coef: float) -> Metrics: ...
-    def save(self, folder: Path) -> None: ...
-    def committed(self, path: Path) -> None: ...
 
 
-class CriticPort(Protocol):
+class CriticPort(LearnerPort, Protocol):
     """The learner of the value function."""
 
     def values(self, batch: Batch) -> Tensor: ...
     def update(self, batch: Batch, step: int) -> Metrics: ...
-    def save(self, folder: Path) -> None: ...
-    def committed(self, path: Path) -> None: ...
 
 
 class WeightSync(Protocol):
@@ -76,11 +79,16 @@ class WeightSync(Protocol):
 
 
 class Algorithm(Protocol):
-    """An online algorithm: advantages from a scored batch, and controllers with state."""
+    """An online algorithm: what the learners train on from a scored batch, and controllers with state."""
 
     @property
-    def kl_coef(self) -> float: ...
-    def advantages(self, batch: Batch, adapt: bool = True) -> tuple[Batch, Metrics]: ...
+    def kl_coef(self) -> float:
+        """The price of KL to the reference in this step: PPO's coefficient, beta of DPO."""
+
+    def advantages(self, batch: Batch, prompts: Tensor, adapt: bool = True) -> tuple[Batch, Metrics]:
+        """The batch that the learners train on, and what was found. `prompts` numbers the prompt of each row; unless
+        `adapt`, controllers stay as they are."""
+
     def state_dict(self) -> State: ...
     def load_state_dict(self, state: Mapping[str, object]) -> None: ...
 
@@ -112,7 +120,8 @@ class Roles:
     reward: RewardPort
     reference: ReferencePort
     policy: PolicyPort
-    critic: CriticPort
+    critic: CriticPort | None
+    """None if the algorithm needs no values."""
     weights: WeightSync
     journal: Journal
     together: Together
@@ -120,3 +129,8 @@ class Roles:
     """Seconds that each role computed since the last call."""
     should_stop: Callable[[], bool]
     """True once somebody asked the run to end at the next step."""
+
+    @property
+    def learners(self) -> list[LearnerPort]:
+        """The roles with state to keep."""
+        return [self.policy] if self.critic is None else [self.policy, self.critic]

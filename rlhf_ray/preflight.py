@@ -101,7 +101,7 @@ def _folder(path: str, check: Callable[[Path], None], download: bool, notes: lis
 
 def _check_critic(config: RunConfig, policy: Path | None, rewards: list[Path | None]) -> None:
     """The critic reads the policy's token ids, so a critic made from the reward model needs the policy's tokenizer."""
-    if config.critic.init != "reward":
+    if not config.algorithm.needs_critic or config.critic.init != "reward":
         return
     if not rewards:
         raise UserError("critic.init = reward needs a reward source of type model; set critic.init=policy")

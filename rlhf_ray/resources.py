@@ -46,7 +46,7 @@ def requests(config: RunConfig) -> list[RoleRequest]:
         RoleRequest("reference", config.reference.replicas, config.reference.cpus, config.reference.gpus),
         *(
             RoleRequest(name, learner.num_workers, learner.cpus_per_worker, learner.gpus_per_worker)
-            for name, learner in (("policy", config.policy), ("critic", config.critic))
+            for name, learner in config.learners.items()
         ),
     ]
 
@@ -86,25 +86,25 @@ def least_memory_gib(config: RunConfig) -> dict[str, float]:
         asked["reward"] = config.reward.replicas * _WEIGHTS * rewards / GIB
     if not config.reference.gpus:
         asked["reference"] = config.reference.replicas * _WEIGHTS * policy / GIB
-    if not config.policy.gpus_per_worker:
-        asked["policy"] = _learner_bytes(config.policy, policy) / GIB
-    if not config.critic.gpus_per_worker:
-        asked["critic"] = _learner_bytes(config.critic, critic_parameters(config)) / GIB
-    return asked
+    return asked | {
+        role: _learner_bytes(learner, learner_parameters(config, role)) / GIB
+        for role, learner in config.learners.items()
+        if not learner.gpus_per_worker
+    }
 
 
 def checkpoint_gib(config: RunConfig) -> float:
-    """An estimate of one checkpoint in GiB: float32 weights of policy and critic, and the Adam state of what trains."""
+    """An estimate of one checkpoint in GiB: float32 weights of the learners, and the Adam state of what trains."""
     total = 0
-    for learner, size in ((config.policy, parameters(config.model.path)), (config.critic, critic_parameters(config))):
-        total += size * (_WEIGHTS + (0 if learner.lora else _ADAM))
+    for role, learner in config.learners.items():
+        total += learner_parameters(config, role) * (_WEIGHTS + (0 if learner.lora else _ADAM))
     return total / GIB
 
 
-def critic_parameters(config: RunConfig) -> int:
-    """Weights of the critic's backbone: those of the model that it starts from."""
+def learner_parameters(config: RunConfig, role: str) -> int:
+    """Weights of the policy, or of the critic's backbone: those of the model that it starts from."""
     source = next((s for s in config.reward.sources if isinstance(s, ModelRewardConfig)), None)
-    from_reward = config.critic.init == "reward" and source is not None
+    from_reward = role == "critic" and config.critic.init == "reward" and source is not None
     return parameters(source.path if from_reward and source else config.model.path)
 
 

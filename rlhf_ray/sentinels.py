@@ -14,6 +14,7 @@ class Sentinels:
 
     def __init__(self, config: RunConfig, journal: Journal) -> None:
         self._bounds, self._journal = config.sentinels, journal
+        self._learners = tuple(config.learners)
         # bfloat16 keeps 8 bits of a number, and kernels of other shapes round differently.
         low = config.model.dtype == "bfloat16" or config.policy.gpus_per_worker > 0
         self._first_ratio = self._bounds.first_ratio or (0.2 if low else 1e-3)
@@ -52,7 +53,7 @@ class Sentinels:
         ):
             if not metrics.get(name, 0.0) <= bound:  # so that NaN is a breach
                 said.append(f"{sentence} {metrics[name]:.2g}, the bound is {bound:.2g}")
-        for role in ("policy", "critic"):
+        for role in self._learners:
             if missing := metrics.get(names.MISSING_GRADIENTS.format(role=role), 0.0):
                 said.append(f"{missing:.0f} trainable parameters of the {role} got no gradient")
             if skipped := metrics.get(names.SKIPPED_UPDATES.format(role=role), 0.0):

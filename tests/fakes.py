@@ -182,7 +182,7 @@ class World:
     engines: FakeEngines
     reward: FakeReward
     policy: FakePolicy
-    critic: FakeCritic
+    critic: FakeCritic | None
     journal: FakeJournal
     stop_after: int | None = None
 
@@ -204,7 +204,9 @@ class World:
         )
 
 
-def world(num_prompts: int = 7, errors: Mapping[str, str] | None = None, stop_after: int | None = None) -> World:
+def world(
+    num_prompts: int = 7, errors: Mapping[str, str] | None = None, stop_after: int | None = None, critic: bool = True
+) -> World:
     """A fresh one."""
     events: list[str] = []
     return World(
@@ -213,7 +215,7 @@ def world(num_prompts: int = 7, errors: Mapping[str, str] | None = None, stop_af
         FakeEngines(events),
         FakeReward(events, errors or {}),
         FakePolicy(events),
-        FakeCritic(events),
+        FakeCritic(events) if critic else None,
         FakeJournal(events),
         stop_after,
     )

@@ -25,8 +25,9 @@ Place = Callable[[type, str, dict[str, float], dict[str, str]], Any]
 
 def build_groups(
     config: RunConfig, policy: Path, reward: Path | None, run_dir: Path, state: Path | None, threads: int
-) -> tuple[LearnerGroup, LearnerGroup]:
-    """The policy's and the critic's Ray Train groups, starting; each has a placement group of its own."""
+) -> tuple[LearnerGroup, LearnerGroup | None]:
+    """The Ray Train groups of the policy and of the critic (None if the algorithm needs none), starting; each has a
+    placement group of its own."""
     common: dict[str, Any] = {
         "run_dir": run_dir,
         "state": state,
@@ -34,12 +35,12 @@ def build_groups(
         "deadline_s": config.train.deadline_s,
         "placement_strategy": config.placement.strategy,
     }
-    critic = reward if config.critic.init == "reward" else policy
     arguments = {"config": config, "run_dir": run_dir}
-    return (
-        LearnerGroup("policy", PolicyLearner, {**arguments, "folder": policy}, config.policy, **common),
-        LearnerGroup("critic", CriticLearner, {**arguments, "folder": critic}, config.critic, **common),
-    )
+    learner = LearnerGroup("policy", PolicyLearner, {**arguments, "folder": policy}, config.policy, **common)
+    if not config.algorithm.needs_critic:
+        return learner, None
+    start = reward if config.critic.init == "reward" else policy
+    return learner, LearnerGroup("critic", CriticLearner, {**arguments, "folder": start}, config.critic, **common)
 
 
 def build_pools(

@@ -14,9 +14,9 @@ import ray
 
 from rlhf_ray import metrics as names
 from rlhf_ray.actors.build import build_groups, build_pools
-from rlhf_ray.actors.group import CriticClient, PolicyClient
+from rlhf_ray.actors.group import CriticClient, LearnerGroup, PolicyClient
+from rlhf_ray.actors.pools import Pool
 from rlhf_ray.actors.weight_push import WeightBroadcast
-from rlhf_ray.algorithms.ppo import PPO
 from rlhf_ray.config import RunConfig
 from rlhf_ray.data.prompts import ShuffledPrompts, load_prompts
 from rlhf_ray.heldout import Evaluation, compare, evaluate
@@ -57,7 +57,7 @@ class Controller:
         """Builds the roles, trains, evaluates; returns the summary, which is also in `summary.json`."""
         config = self._config
         roles, heldout, pad = self._build()
-        algorithm = PPO(config.algorithm)
+        algorithm = config.algorithm.make()
         progress = Progress()
         if self._journal.committed is not None:
             progress = restore(roles, algorithm, self._journal.committed.meta)
@@ -91,7 +91,7 @@ class Controller:
         state = self._journal.committed.path if self._journal.committed else None
         folders, threads = self._folders, self._threads
         policy, critic = build_groups(config, folders.policy, folders.reward_model, run_dir, state, threads)
-        self._groups = (policy, critic)
+        self._groups = [policy] if critic is None else [policy, critic]
         if config.placement.mode == "colocated" and config.rollout.gpus:
             for group in self._groups:  # vLLM measures the free memory of a GPU that nobody else may fill meanwhile
                 group.call("ping")
@@ -100,23 +100,18 @@ class Controller:
             pool.all("ping")
         alone = config.placement.mode == "separate" and config.rollout.gpus >= 1
         weights = WeightBroadcast(policy, rollout, "nccl" if alone else "gloo")
+        measured: list[LearnerGroup | Pool] = [*self._groups, rollout, reference, reward]
         roles = Roles(
             prompts=ShuffledPrompts(prompts, config.seed),
             rollout=rollout,
             reward=reward,
             reference=reference,
             policy=PolicyClient(policy),
-            critic=CriticClient(critic),
+            critic=None if critic is None else CriticClient(critic),
             weights=weights,
             journal=self._journal,
             together=side_by_side if config.placement.mode == "separate" else in_turn,
-            busy=lambda: {
-                "policy": policy.busy(),
-                "critic": critic.busy(),
-                "rollout": rollout.busy(),
-                "reference": reference.busy(),
-                "reward": reward.busy(),
-            },
+            busy=lambda: {part.role: part.busy() for part in measured},
             should_stop=lambda: self._stopping,
         )
         return roles, heldout, tokenizer.pad_token_id or 0  # padding is masked everywhere: any id will do

@@ -37,7 +37,7 @@ class _Learner:
     ) -> None:
         self.config, self.run_dir = config, run_dir
         self.rank = dist.get_rank()
-        self.ppo = PPO(config.algorithm)
+        self.algorithm = config.algorithm.make()
         self.engine = Engine(module.to(device()), learner, compute_dtype(config.model.dtype))
         if state is not None:
             load_state(self.engine, state / "state" / self.role)
@@ -52,7 +52,7 @@ class _Learner:
                 save_file(minibatch.tensors(), folder / f"{self.role}-step-{step:06d}-{number}.safetensors")
 
         order = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        return run_epochs(self.engine, self.config.algorithm, batch, order, loss, keep).metrics(self.role)
+        return run_epochs(self.engine, self.algorithm, batch, order, loss, keep).metrics(self.role)
 
     def ping(self) -> None:
         """Answers once the model is loaded."""
@@ -110,11 +110,11 @@ class PolicyLearner(_Learner):
         return self.answers(batch, lambda part: self._forward(part)[0])
 
     def update(self, batch: Batch, step: int, kl_coef: float) -> Metrics:
-        """All inner epochs of the clipped policy loss."""
+        """All inner epochs of the algorithm's policy loss."""
 
         def loss(part: Batch, weights: Tensor) -> tuple[Tensor, LossReport]:
             logprobs, entropy = self._forward(part)
-            return self.ppo.policy_loss(logprobs, entropy, part, weights, kl_coef)
+            return self.algorithm.policy_loss(logprobs, entropy, part, weights, kl_coef)
 
         return self.train(batch, step, loss)
 
@@ -126,7 +126,8 @@ class PolicyLearner(_Learner):
                 # Clones: under ZeRO-3 the gathered tensors are freed with the bucket.
                 tensors |= {spec.name: part.cpu().clone() for spec, part in zip(bucket.specs, parts, strict=True)}
         if self.rank == 0:
-            card = model_card(self.config.name, self.config.model.path, self.config.algorithm.type, self.engine.steps)
+            method = self.config.algorithm.type.replace("_", "-")
+            card = model_card(self.config.name, self.config.model.path, method, self.engine.steps)
             save_policy(folder / "policy", self.folder, tensors, card)
         save_state(self.engine, folder / "state" / self.role)
 
@@ -153,9 +154,11 @@ class CriticLearner(_Learner):
 
     def update(self, batch: Batch, step: int) -> Metrics:
         """All inner epochs of the clipped value loss."""
+        algorithm = self.algorithm
+        assert isinstance(algorithm, PPO)  # no other algorithm says that it needs a critic
 
         def loss(part: Batch, weights: Tensor) -> tuple[Tensor, LossReport]:
-            return self.ppo.value_loss(self._values(part), part, weights)
+            return algorithm.value_loss(self._values(part), part, weights)
 
         return self.train(batch, step, loss)
 

@@ -9,10 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlhf_ray import metrics as names
 from rlhf_ray.actors.accounting import UpdateAccount, over_ranks
-from rlhf_ray.algorithms.ops import token_weights
-from rlhf_ray.algorithms.ppo import PPOConfig
+from rlhf_ray.algorithms.base import OnlineAlgorithm
 from rlhf_ray.algorithms.report import LossReport, join_reports
 from rlhf_ray.data.batching import microbatches, minibatches
 from rlhf_ray.models.device import device
@@ -24,32 +22,36 @@ Loss = Callable[[Batch, Tensor], tuple[Tensor, LossReport]]
 
 def run_epochs(
     engine: Engine,
-    config: PPOConfig,
+    algorithm: OnlineAlgorithm,
     batch: Batch,
     order: torch.Generator,
     loss: Loss,
     keep: Callable[[Batch, int], None],
 ) -> UpdateAccount:
-    """Trains `engine` on `batch`. `loss(part, weights)` is a weighted sum over a microbatch's tokens; the weights of a
-    minibatch add up to 1 over all its microbatches and ranks, so the sum of the losses is the mean over its tokens.
+    """Trains `engine` on `batch`. `loss(part, weights)` is a weighted sum over a microbatch; the algorithm's weights
+    are those of the whole minibatch, so the sum of the losses over all its microbatches and ranks is the minibatch's.
 
-    Stops early once the policy has moved too far from the one that sampled. A minibatch whose gradient is not finite
-    goes to `keep` with its number and never reaches the weights. `order` draws the minibatches, alike on all ranks.
+    Ends early when the algorithm says so. A minibatch in which nothing has weight makes no step. One whose gradient is
+    not finite goes to `keep` with its number and never reaches the weights. `order` draws the minibatches, alike on all
+    ranks.
     """
-    account = UpdateAccount()
-    epochs = (minibatches(len(batch), config.num_minibatches, order) for _ in range(config.num_epochs))
+    account, config = UpdateAccount(), algorithm.config
+    epochs = (minibatches(len(batch), config.num_minibatches, order, config.unit) for _ in range(config.num_epochs))
     for number, index in enumerate(chain.from_iterable(epochs)):
         minibatch = batch.rows(index)
-        weights = token_weights(minibatch.loss_mask)
+        weights = algorithm.weights(minibatch)
+        counted = weights.any(dim=1).nonzero().flatten()
+        if not len(counted):
+            continue  # a step without a gradient would still move the weights: Adam has momentum
+        minibatch, weights = minibatch.rows(counted), weights[counted]
         reports: list[LossReport] = []
-        for rows, part in shards(minibatch, engine.config.microbatch_tokens):
-            width = part.token_ids.shape[1]
-            share = weights[rows, :width] if len(rows) else torch.zeros(1, width)
+        for rows, part in shards(minibatch, engine.config.microbatch_tokens, config.unit):
+            share = weights[rows, : part.token_ids.shape[1]] if len(rows) else torch.zeros(part.token_ids.shape)
             value, report = loss(part, share.to(device()))
             engine.backward(value)
             reports.append(report)
         totals = over_ranks(join_reports(reports))
-        if config.max_kl_to_old is not None and totals.get(names.POLICY_KL_TO_OLD, 0.0) > config.max_kl_to_old:
+        if algorithm.stops(totals):
             engine.discard()
             break
         done = engine.step()
@@ -59,15 +61,15 @@ def run_epochs(
     return account
 
 
-def shards(batch: Batch, max_tokens: int) -> Iterator[tuple[Tensor, Batch]]:
-    """This rank's microbatches with their row numbers, on its device. A rank with fewer rows computes a masked one
-    instead (no row numbers), because ZeRO-3 gathers weights on all ranks together."""
+def shards(batch: Batch, max_tokens: int, unit: int = 1) -> Iterator[tuple[Tensor, Batch]]:
+    """This rank's microbatches of whole units with their row numbers, on its device. A rank with fewer computes a
+    masked one instead (no row numbers), because ZeRO-3 gathers weights on all ranks together."""
     lengths = batch.attention_mask.sum(dim=1)
-    for rows in microbatches(lengths, dist.get_world_size(), max_tokens)[dist.get_rank()]:
+    for rows in microbatches(lengths, dist.get_world_size(), max_tokens, unit)[dist.get_rank()]:
         if len(rows):
             picked = batch.rows(rows, int(lengths[rows].max()))
         else:
-            first = batch.rows(torch.tensor([0]), int(lengths[0]))
+            first = batch.rows(torch.arange(unit), int(lengths[:unit].max()))
             nothing = torch.zeros_like(first.loss_mask)
             picked = first.with_(loss_mask=nothing, response_mask=nothing)
         yield rows, picked.to(device())

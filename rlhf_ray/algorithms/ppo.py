@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from jaxtyping import Float, Int
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
 from rlhf_ray import metrics as names
 from rlhf_ray.algorithms import ops
+from rlhf_ray.algorithms.base import AlgorithmConfig, kl_to_reference
 from rlhf_ray.algorithms.kl import KLController
 from rlhf_ray.algorithms.report import LossReport, report_of
 from rlhf_ray.ports import Metrics, State
-from rlhf_ray.strict import Strict
 from rlhf_ray.types import Batch, present
 
 
-class PPOConfig(Strict):
+class PPOConfig(AlgorithmConfig):
     """Proximal policy optimization (Schulman et al. 2017, arXiv 1707.06347) with a KL penalty to the reference."""
 
+    needs_critic: ClassVar[bool] = True
+
     type: Literal["ppo"] = "ppo"
-    num_epochs: PositiveInt = 1
-    """Passes over a step's rollouts."""
-    num_minibatches: PositiveInt = 1
-    """Optimizer steps in one pass."""
     clip_range: PositiveFloat = 0.2
     dual_clip: Annotated[float, Field(gt=1)] | None = None
     value_clip_range: PositiveFloat | None = 0.5
@@ -38,11 +36,6 @@ class PPOConfig(Strict):
     kl_placement: Literal["reward", "loss"] = "reward"
     """k1 per token subtracted from the reward, or k2 per token added to the loss."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
-    kl_target: PositiveFloat | None = None
-    """Mean k1 per response, summed over its tokens (nats per sequence), that the adaptive controller steers to;
-    null keeps kl_coef fixed."""
-    kl_horizon: PositiveInt = 2000
-    """Sequences over which the controller acts (Ziegler et al. 2019, section 2.2)."""
     max_kl_to_old: PositiveFloat | None = None
     """Stop the inner epochs when the mean k3 to the rollout-time policy passes this (nats per token)."""
 
@@ -52,9 +45,14 @@ class PPOConfig(Strict):
             raise ValueError("kl_target needs a kl_coef above 0: the controller multiplies it, and 0 stays 0")
         return self
 
+    def make(self) -> PPO:
+        """The algorithm of this config."""
+        return PPO(self)
+
 
 class PPO:
-    """Proximal policy optimization with generalized advantage estimation; implements `ports.Algorithm`.
+    """Proximal policy optimization with generalized advantage estimation; implements `ports.Algorithm` and
+    `base.OnlineAlgorithm`.
 
     The controller calls `advantages` once a step; the learners' workers call the losses, which use the config alone.
     """
@@ -69,13 +67,15 @@ class PPO:
         """The KL coefficient of the step whose advantages were computed last; `policy_loss` of that step takes it."""
         return self._coef_of_step
 
-    def advantages(self, batch: Batch, adapt: bool = True) -> tuple[Batch, Metrics]:
+    def advantages(
+        self, batch: Batch, prompts: Int[Tensor, " B"], adapt: bool = True
+    ) -> tuple[Batch, Metrics]:
         """The batch with `advantages` and `returns`, and the step's KL, coefficient and explained variance.
 
-        Takes the whole step's batch, with `old_logprobs`, `ref_logprobs` and `values`. Rows that the loss mask leaves
-        out keep out of the whitening and of the explained variance; the KL is that of every response. Then the KL
-        controller moves, for the next step, unless `adapt` is false (the policy is not trained now). Without a defined
-        explained variance that metric is left out.
+        Takes the whole step's batch, with `old_logprobs`, `ref_logprobs` and `values`; which row answers which of the
+        `prompts` is nothing to PPO. Rows that the loss mask leaves out keep out of the whitening and of the explained
+        variance; the KL is that of every response. Then the KL controller moves, for the next step, unless `adapt` is
+        false (the policy is not trained now). Without a defined explained variance that metric is left out.
         """
         old, ref = present(batch.old_logprobs, "old_logprobs"), present(batch.ref_logprobs, "ref_logprobs")
         values = present(batch.values, "values").float()
@@ -87,18 +87,17 @@ class PPO:
         advantages, returns = ops.gae(rewards, values, batch.response_mask, self.config.gamma, self.config.gae_lambda)
         if self.config.whiten_advantages:
             advantages = ops.whiten(advantages, batch.loss_mask)
-        kl_per_sequence = float(ops.masked_sum(kl, batch.response_mask)) / len(batch)
-        metrics = {
-            names.KL_PER_TOKEN: float(ops.masked_mean(kl, batch.response_mask)),
-            names.KL_PER_SEQUENCE: kl_per_sequence,
-            names.KL_COEF: self.kl_coef,
-        }
+        metrics = kl_to_reference(batch) | {names.KL_COEF: self.kl_coef}
         explained = float(ops.explained_variance(values, returns, batch.loss_mask))
         if not math.isnan(explained):
             metrics[names.CRITIC_EXPLAINED_VARIANCE] = explained
         if adapt:
-            self._controller.update(kl_per_sequence, len(batch))
+            self._controller.update(metrics[names.KL_PER_SEQUENCE], len(batch))
         return batch.with_(advantages=torch.where(batch.loss_mask, advantages, 0.0), returns=returns), metrics
+
+    def weights(self, minibatch: Batch) -> Float[Tensor, "B T"]:
+        """Those of the mean over the loss tokens of the minibatch."""
+        return ops.token_weights(minibatch.loss_mask)
 
     def policy_loss(
         self,
@@ -110,7 +109,7 @@ class PPO:
     ) -> tuple[Float[Tensor, ""], LossReport]:
         """The policy's loss on a microbatch: a weighted sum over tokens, to be added up without any division.
 
-        `weights` are the rows of `ops.token_weights` of the whole minibatch; a token of weight 0 has no part in the
+        `weights` are rows of those of the whole minibatch; a token of weight 0 has no part in the
         loss, the gradients or the report. With none left the loss is a zero that still has a (zero) gradient.
         `kl_coef` is `PPO.kl_coef` of the controller; it matters with `kl_placement: loss` only, where
         `kl_coef * k2(policy, reference)` joins the loss.
@@ -153,6 +152,11 @@ class PPO:
         )
         loss = (weights * losses).sum()
         return loss, report_of({names.CRITIC_LOSS: loss, names.CRITIC_CLIP_FRACTION: (weights * clipped).sum()}, {})
+
+    def stops(self, minibatch: Metrics) -> bool:
+        """Once the policy is further from the one that sampled than `max_kl_to_old`."""
+        limit = self.config.max_kl_to_old
+        return limit is not None and minibatch.get(names.POLICY_KL_TO_OLD, 0.0) > limit
 
     def state_dict(self) -> State:
         """The KL controller's state, ready for JSON."""

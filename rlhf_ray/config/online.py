@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from rlhf_ray.algorithms.dpo import OnlineDPOConfig
 from rlhf_ray.algorithms.ppo import PPOConfig
 from rlhf_ray.config.common import DeepSpeedConfig, Fraction, LoraConfig, ModelConfig, Name, PlacementConfig
 from rlhf_ray.data.prompts import PromptsConfig
@@ -98,6 +100,15 @@ class SentinelConfig(Strict):
     rollout_drift_mean: PositiveFloat = 0.02
 
 
+def _ppo_unless_said(section: object) -> object:
+    return {"type": "ppo", **section} if isinstance(section, Mapping) else section
+
+
+AlgorithmConfig = Annotated[
+    PPOConfig | OnlineDPOConfig, Field(discriminator="type"), BeforeValidator(_ppo_unless_said)
+]
+
+
 class RunConfig(Strict):
     """One online run, from one YAML file."""
 
@@ -106,7 +117,7 @@ class RunConfig(Strict):
     seed: Annotated[int, Field(ge=0)] = 0
     model: ModelConfig = ModelConfig()
     prompts: PromptsConfig
-    algorithm: PPOConfig = PPOConfig()
+    algorithm: AlgorithmConfig = PPOConfig()
     policy: LearnerConfig = LearnerConfig()
     critic: CriticConfig = CriticConfig()
     reference: FrozenConfig = FrozenConfig()
@@ -122,49 +133,80 @@ class RunConfig(Strict):
         return self.train.prompts_per_step * self.rollout.samples_per_prompt
 
     @property
+    def units_per_step(self) -> int:
+        """What a step trains on: rollouts, or pairs of them (`algorithm.unit_name`)."""
+        return self.algorithm.units_per_step(self.train.prompts_per_step, self.rollout.samples_per_prompt)
+
+    @property
     def minibatch_size(self) -> int:
-        """Rollouts in one optimizer step, over all ranks."""
-        return self.rollouts_per_step // self.algorithm.num_minibatches
+        """Rollouts or pairs in one optimizer step, over all ranks."""
+        return self.units_per_step // self.algorithm.num_minibatches
+
+    @property
+    def learners(self) -> dict[str, LearnerConfig]:
+        """The models that learn, by role: the policy, and a critic if the algorithm needs one. Otherwise `critic` is
+        ignored."""
+        policy: dict[str, LearnerConfig] = {"policy": self.policy}
+        return policy | {"critic": self.critic} if self.algorithm.needs_critic else policy
+
+    @property
+    def policy_freeze_steps(self) -> int:
+        """Steps at the start in which only the critic learns."""
+        return self.critic.policy_freeze_steps if self.algorithm.needs_critic else 0
 
     @model_validator(mode="after")
     def _arithmetic(self) -> RunConfig:
-        problems = []
-        total, parts = self.rollouts_per_step, self.algorithm.num_minibatches
-        if total % parts:
-            problems.append(
-                f"train.prompts_per_step x rollout.samples_per_prompt = {total} rollouts do not divide into "
-                f"algorithm.num_minibatches = {parts} equal minibatches"
-            )
-        for role in ("policy", "critic"):
-            ranks = getattr(self, role).num_workers
-            gpus = getattr(self, role).gpus_per_worker
-            if ranks > 1 and gpus % 1:
-                problems.append(f"{role}.gpus_per_worker = {gpus}: ranks cannot share a GPU; use 0 or 1")
-            if not total % parts and self.minibatch_size % ranks:
+        problems = self._size_problems()
+        for role, learner in self.learners.items():
+            if learner.num_workers > 1 and learner.gpus_per_worker % 1:
                 problems.append(
-                    f"a minibatch of {self.minibatch_size} rollouts does not divide over "
-                    f"{role}.num_workers = {ranks} ranks"
+                    f"{role}.gpus_per_worker = {learner.gpus_per_worker}: ranks cannot share a GPU; use 0 or 1"
                 )
-        if self.algorithm.kl_target is not None and 0.2 * total >= self.algorithm.kl_horizon:
-            problems.append(
-                f"algorithm.kl_horizon = {self.algorithm.kl_horizon} sequences is too short for {total} rollouts a "
-                "step: the controller could reach 0 in one step; take some fifty times the rollouts"
-            )
         if self.rollout.tensor_parallel > 1 and self.rollout.gpus != 1:
             problems.append("rollout.tensor_parallel above 1 needs rollout.gpus = 1: one whole GPU for each rank")
         if (self.rollout.gpus > 0) != (self.policy.gpus_per_worker > 0):
             problems.append("rollout.gpus and policy.gpus_per_worker must both be 0 or both be above 0")
-        if self.critic.policy_freeze_steps >= self.train.num_steps:
+        if self.policy_freeze_steps >= self.train.num_steps:
             problems.append("critic.policy_freeze_steps must be smaller than train.num_steps")
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
+    def _size_problems(self) -> list[str]:
+        problems, algorithm = [], self.algorithm
+        rollouts, units, of_what = self.rollouts_per_step, self.units_per_step, self.algorithm.unit_name
+        if self.rollout.samples_per_prompt < algorithm.min_samples:
+            problems.append(
+                f"rollout.samples_per_prompt = {self.rollout.samples_per_prompt}: algorithm.type = {algorithm.type} "
+                f"compares answers to the same prompt and needs at least {algorithm.min_samples}"
+            )
+        if units % algorithm.num_minibatches:
+            samples = " x rollout.samples_per_prompt" if algorithm.unit == 1 else ""
+            problems.append(
+                f"train.prompts_per_step{samples} = {units} {of_what} do not divide into "
+                f"algorithm.num_minibatches = {algorithm.num_minibatches} equal minibatches"
+            )
+        else:
+            problems += [
+                f"a minibatch of {self.minibatch_size} {of_what} does not divide over "
+                f"{role}.num_workers = {learner.num_workers} ranks"
+                for role, learner in self.learners.items()
+                if self.minibatch_size % learner.num_workers
+            ]
+        if algorithm.kl_target is not None and 0.2 * rollouts >= algorithm.kl_horizon:
+            problems.append(
+                f"algorithm.kl_horizon = {algorithm.kl_horizon} sequences is too short for {rollouts} rollouts a "
+                "step: the controller could reach 0 in one step; take some fifty times the rollouts"
+            )
+        return problems
+
     def arithmetic(self) -> str:
         """The derived sizes in one line, printed before anything starts."""
+        algorithm = self.algorithm
+        pairs = f" = {self.units_per_step} {algorithm.unit_name}" if algorithm.unit > 1 else ""
+        ranks = " and ".join(f"{learner.num_workers} {role}" for role, learner in self.learners.items())
         return (
             f"{self.train.prompts_per_step} prompts x {self.rollout.samples_per_prompt} samples = "
-            f"{self.rollouts_per_step} rollouts a step = {self.algorithm.num_minibatches} minibatches of "
-            f"{self.minibatch_size} x {self.algorithm.num_epochs} epochs, over {self.policy.num_workers} policy and "
-            f"{self.critic.num_workers} critic ranks; {self.train.num_steps} steps"
+            f"{self.rollouts_per_step} rollouts a step{pairs} = {algorithm.num_minibatches} minibatches of "
+            f"{self.minibatch_size} x {algorithm.num_epochs} epochs, over {ranks} ranks; {self.train.num_steps} steps"
         )

@@ -71,38 +71,56 @@ def _check(rollout: Rollout) -> None:
         )
 
 
-def minibatches(num_rows: int, num_minibatches: int, generator: torch.Generator) -> list[Int[Tensor, " _"]]:
-    """One epoch: all rows in a random order, cut into `num_minibatches` parts whose sizes differ by one at most.
+def prompt_numbers(rollouts: Sequence[Rollout]) -> Int[Tensor, " B"]:
+    """For each row of `collate(rollouts)` the number of the prompt that it answers, counted in order of appearance."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(rollout.prompt.id, len(numbers)) for rollout in rollouts])
 
-    Each call draws the next permutation from `generator`, so epochs differ; the same seed gives the same epochs. Fewer
-    rows than minibatches are a `ValueError`.
+
+def minibatches(
+    num_rows: int, num_minibatches: int, generator: torch.Generator, unit: int = 1
+) -> list[Int[Tensor, " _"]]:
+    """One epoch: all rows in a random order, cut into `num_minibatches` parts whose sizes differ by one unit at most.
+
+    `unit` neighbouring rows stay neighbours. Each call draws the next permutation from `generator`, so epochs differ;
+    the same seed gives the same epochs. Fewer units than minibatches, or a unit that is cut off, are a `ValueError`.
     """
-    if not 0 < num_minibatches <= num_rows:
-        raise ValueError(f"{num_rows} rollouts cannot fill {num_minibatches} minibatches")
-    order = torch.randperm(num_rows, generator=generator, device=generator.device)
-    return list(torch.tensor_split(order.cpu(), num_minibatches))
+    units, rest = divmod(num_rows, unit)
+    if rest or not 0 < num_minibatches <= units:
+        of_units = f" in units of {unit}" if unit > 1 else ""
+        raise ValueError(f"{num_rows} rollouts{of_units} cannot fill {num_minibatches} minibatches")
+    order = torch.randperm(units, generator=generator, device=generator.device)
+    return [_rows_of(part, unit) for part in torch.tensor_split(order.cpu(), num_minibatches)]
 
 
-def microbatches(lengths: Int[Tensor, " n"], num_ranks: int, max_tokens: int) -> list[list[Int[Tensor, " _"]]]:
+def microbatches(
+    lengths: Int[Tensor, " n"], num_ranks: int, max_tokens: int, unit: int = 1
+) -> list[list[Int[Tensor, " _"]]]:
     """For each rank its microbatches, each a tensor of positions in `lengths`; every position occurs once.
 
-    A microbatch takes at most `max_tokens` tokens, padding included (rows x its longest row); a row that is longer
-    has a microbatch of its own. Neighbours in length go together. All ranks get the same number of microbatches, and
-    the j-th ones of all ranks are alike in size, because ranks wait for each other's collectives at each of them. If
-    there are too few rows for that, some ranks end with an empty tensor.
+    A microbatch takes at most `max_tokens` tokens, padding included (rows x its longest row); `unit` neighbouring rows
+    stay neighbours, and a unit that is larger has a microbatch of its own. Neighbours in length go together. All ranks
+    get the same number of microbatches, and the j-th ones of all ranks are alike in size, because ranks wait for each
+    other's collectives at each of them. If there are too few units for that, some ranks end with an empty tensor.
     """
     if num_ranks < 1 or max_tokens < 1 or bool((lengths < 1).any()):
         raise ValueError("num_ranks, max_tokens and all lengths must be positive")
-    order = torch.argsort(lengths, descending=True, stable=True)
+    longest, budget = lengths.view(-1, unit).amax(dim=1), max(1, max_tokens // unit)
+    order = torch.argsort(longest, descending=True, stable=True)
     ranks: list[list[Tensor]] = [[] for _ in range(num_ranks)]
     load = [0] * num_ranks
-    for rows in torch.split(order, _round_sizes(lengths[order].tolist(), num_ranks, max_tokens)):
-        parts = sorted(torch.tensor_split(rows, num_ranks), key=lambda part: -_padded_tokens(lengths, part))
+    for units in torch.split(order, _round_sizes(longest[order].tolist(), num_ranks, budget)):
+        parts = sorted(torch.tensor_split(units, num_ranks), key=lambda part: -_padded_tokens(longest, part))
         # The largest part goes to the rank that has had the least so far.
         for rank, part in zip(sorted(range(num_ranks), key=load.__getitem__), parts, strict=True):
-            ranks[rank].append(part)
-            load[rank] += _padded_tokens(lengths, part)
+            ranks[rank].append(_rows_of(part, unit))
+            load[rank] += _padded_tokens(longest, part)
     return ranks
+
+
+def _rows_of(units: Int[Tensor, " n"], unit: int) -> Int[Tensor, " _"]:
+    """The rows of each of `units`, in order."""
+    return (units[:, None] * unit + torch.arange(unit)).flatten()
 
 
 def _padded_tokens(lengths: Tensor, rows: Tensor) -> int:

@@ -23,6 +23,7 @@ from tests.conformance import oracles
 
 NAN = float("nan")
 B, T = 9, 12
+PROMPTS = torch.arange(B)  # whose answers the rows are is nothing to PPO
 
 
 def make_batch(seed: int = 0) -> Batch:
@@ -61,7 +62,7 @@ def current(batch: Batch, seed: int = 7) -> Tensor:
 
 
 def with_advantages(config: PPOConfig, batch: Batch) -> Batch:
-    return PPO(config).advantages(batch)[0]
+    return PPO(config).advantages(batch, PROMPTS)[0]
 
 
 def shaped_reward(batch: Batch, row: int, coef: float) -> list[float]:
@@ -76,7 +77,7 @@ def test_advantages_and_returns_against_the_definition(placement: str) -> None:
     config = PPOConfig.model_validate(
         {"kl_placement": placement, "kl_coef": 0.3, "gamma": 0.98, "gae_lambda": 0.9, "whiten_advantages": False}
     )
-    batch, _ = PPO(config).advantages(make_batch())
+    batch, _ = PPO(config).advantages(make_batch(), PROMPTS)
     assert batch.advantages is not None and batch.returns is not None and batch.values is not None
     coef = 0.3 if placement == "reward" else 0.0
     for row in range(B):
@@ -101,7 +102,7 @@ def test_whitening_leaves_masked_rows_out_of_its_statistics() -> None:
 
 def test_the_reported_kl_is_that_of_all_response_tokens() -> None:
     batch = make_batch()
-    _, metrics = PPO(PPOConfig(kl_coef=0.07)).advantages(batch)
+    _, metrics = PPO(PPOConfig(kl_coef=0.07)).advantages(batch, PROMPTS)
     assert batch.old_logprobs is not None and batch.ref_logprobs is not None
     kl = (batch.old_logprobs - batch.ref_logprobs)[batch.response_mask].tolist()
     assert metrics[names.KL_PER_TOKEN] == pytest.approx(sum(kl) / len(kl), rel=1e-5)
@@ -113,8 +114,8 @@ def test_the_reported_kl_is_that_of_all_response_tokens() -> None:
 
 def test_the_order_of_the_rows_does_not_matter() -> None:
     batch, order = make_batch(), torch.randperm(B, generator=torch.Generator().manual_seed(1))
-    straight, metrics = PPO(PPOConfig()).advantages(batch)
-    shuffled, shuffled_metrics = PPO(PPOConfig()).advantages(batch.rows(order))
+    straight, metrics = PPO(PPOConfig()).advantages(batch, PROMPTS)
+    shuffled, shuffled_metrics = PPO(PPOConfig()).advantages(batch.rows(order), PROMPTS)
     for name in ("advantages", "returns"):
         torch.testing.assert_close(getattr(shuffled, name), getattr(straight, name)[order], atol=1e-6, rtol=0)
     assert shuffled_metrics == pytest.approx(metrics, rel=1e-5)
@@ -125,22 +126,22 @@ def test_a_missing_stage_is_named(missing: str) -> None:
     tensors = make_batch().tensors()
     del tensors[missing]
     with pytest.raises(ValueError, match=missing):
-        PPO(PPOConfig()).advantages(Batch(**tensors))
+        PPO(PPOConfig()).advantages(Batch(**tensors), PROMPTS)
 
 
 def test_the_controller_moves_for_the_next_step_only() -> None:
     ppo: PPO = PPO(PPOConfig(kl_coef=0.1, kl_target=0.01, kl_horizon=90))
     algorithm: Algorithm = ppo
     batch = make_batch()
-    _, first = algorithm.advantages(batch)
+    _, first = algorithm.advantages(batch, PROMPTS)
     assert first[names.KL_COEF] == ppo.kl_coef == 0.1
     saved = json.loads(json.dumps(algorithm.state_dict()))
-    _, second = algorithm.advantages(batch)
+    _, second = algorithm.advantages(batch, PROMPTS)
     expected = oracles.adaptive_coefs(0.1, 0.01, 90, [first[names.KL_PER_SEQUENCE]], B)[0]
     assert second[names.KL_COEF] == ppo.kl_coef == pytest.approx(expected)
     resumed = PPO(ppo.config)
     resumed.load_state_dict(saved)
-    assert resumed.advantages(batch)[1] == second
+    assert resumed.advantages(batch, PROMPTS)[1] == second
 
 
 def test_a_foreign_state_is_refused() -> None:
