@@ -47,7 +47,8 @@ class Decision:
     """A judgement with two outcomes: which of two answers is better, or whether one answer is good.
 
     `margin` is how far the score lies on the human's side: the better answer's score minus the worse one's; for a thumb
-    its score plus the model's bias, negated if the answer is bad. In a `tie` people saw no difference, and the order means nothing.
+    its score plus the model's bias, negated if the answer is bad. In a `tie` people saw no difference, and the order
+    means nothing.
     """
 
     kind: Kind
