@@ -1,4 +1,4 @@
-"""DeepSpeed under one small roof: accumulate, guard, step, export. The only module that imports deepspeed.
+"""DeepSpeed under one small roof: accumulate, guard, step, export. Only this module and its state import deepspeed.
 
 One `Engine` is one rank of a learner. Gradients are summed, not averaged: the caller's token weights already hold the
 global denominator, so a loss is multiplied by the world size before DeepSpeed divides by it.
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rlhf_ray.config import LearnerConfig
 from rlhf_ray.models.device import backend, device
+from rlhf_ray.models.sharded_state import ShardedState
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=deepspeed_config(config, dtype), dist_init_required=False
         )
+        self._state = ShardedState(self._engine, optimizer, self.zero_stage, self._trainable)
 
     def __call__(self, *args: Tensor) -> Any:
         """The module's forward pass, through DeepSpeed."""
@@ -101,83 +103,19 @@ class Engine:
             self._engine.step()
 
     @contextlib.contextmanager
-    def gathered(self, parameters: Sequence[nn.Parameter], write: bool = False) -> Iterator[None]:
-        """Inside, `parameters` are whole on every rank (a no-op below ZeRO-3); with `write`, rank 0's values stay."""
-        if self.zero_stage < 3:
-            yield
-            return
-        from deepspeed.runtime.zero import GatheredParameters
-
-        with GatheredParameters(list(parameters), modifier_rank=0 if write else None):
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Inside, `parameters` are whole on every rank (a no-op below ZeRO-3)."""
+        with self._state.gathered(parameters):
             yield
 
     def trainable_state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Whole float32 trainable weights and Adam moments by parameter name, in main memory of rank 0; empty on the
-        others. All ranks must call it.
-
-        Independent of world size and ZeRO stage, so a run can resume on another number of ranks.
-        """
-        weights: dict[str, Tensor] = {}
-        moments: dict[str, Tensor] = {}
-        keep = torch.distributed.get_rank() == 0
-        for name, parameter in self._trainable.items():
-            for key in (None, "exp_avg", "exp_avg_sq") if self.steps else (None,):
-                tensor = self._full(parameter, key)
-                if keep and key is None:
-                    weights[name] = tensor.cpu()
-                elif keep:
-                    moments[f"{name}|{key}"] = tensor.cpu()
-        return weights, moments
+        """Whole float32 trainable weights and Adam moments; see `ShardedState.collect`. All ranks must call it."""
+        return self._state.collect(with_moments=self.steps > 0)
 
     def load_trainable_state(self, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: int) -> None:
         """Restores what `trainable_state` gave. A `KeyError` names a parameter that is missing."""
         self.steps = steps
-        if steps:
-            self._make_moments(steps)
-        with torch.no_grad():
-            for name, parameter in self._trainable.items():
-                self._set_full(parameter, None, weights[name])
-                if steps:
-                    for key in ("exp_avg", "exp_avg_sq"):
-                        self._set_full(parameter, key, moments[f"{name}|{key}"])
-
-    def _make_moments(self, steps: int) -> None:
-        # AdamW makes its state at the first step; a resumed one needs it before, to have something to fill.
-        whole = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-        held = self._engine.optimizer.fp32_partitioned_groups_flat if self.zero_stage == 3 else whole
-        for parameter in held:
-            self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(steps)),
-                "exp_avg": torch.zeros_like(parameter.data),
-                "exp_avg_sq": torch.zeros_like(parameter.data),
-            }
-        if self.zero_stage in (1, 2):
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _full(self, parameter: nn.Parameter, key: str | None) -> Tensor:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        if self.zero_stage == 0:
-            tensor: Tensor = parameter.data if key is None else self._optimizer.state[parameter][key]
-        elif key is None:
-            tensor = safe_get_full_fp32_param(parameter)
-        else:
-            tensor = safe_get_full_optimizer_state(parameter, key)
-        return tensor.detach().clone()
-
-    def _set_full(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        value = value.to(device())
-        if self.zero_stage == 0:
-            (parameter.data if key is None else self._optimizer.state[parameter][key]).copy_(value)
-        elif key is None:
-            safe_set_full_fp32_param(parameter, value)
-            # That is the optimizer's copy; the module's own follows at the next step only.
-            with self.gathered([parameter], write=True):
-                parameter.data.copy_(value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, key)
+        self._state.restore(weights, moments, steps)
 
     def _watch(self, name: str) -> Any:
         def hook(grad: Tensor) -> None:

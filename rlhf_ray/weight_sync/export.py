@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rlhf_ray.models.causal_lm import CausalLM, unwrapped
-from rlhf_ray.models.engine import Engine
 from rlhf_ray.weight_sync.bucket import Bucket, TensorSpec, plan_buckets
+
+
+class Gathering(Protocol):
+    """A causal model whose parameters may be sharded: `models.engine.Engine`, or what TRL's trainers wrap."""
+
+    @property
+    def module(self) -> nn.Module: ...
+    def gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +33,11 @@ class _Source:
 class WeightExport:
     """Reads merged weights out of an engine, one bucket at a time (gathered a bucket at a time under ZeRO-3)."""
 
-    def __init__(self, engine: Engine, dtype: torch.dtype, bucket_bytes: int) -> None:
+    def __init__(self, engine: Gathering, dtype: torch.dtype, bucket_bytes: int) -> None:
         module = engine.module
-        if not isinstance(module, CausalLM):
-            raise TypeError(f"only a CausalLM has weights to export, not {type(module).__name__}")
         self._engine = engine
         self._dtype = dtype
-        self._sources = dict(_sources(unwrapped(module.model)))
+        self._sources = dict(_sources(unwrapped(module.model if isinstance(module, CausalLM) else module)))
         specs = [
             TensorSpec(name, tuple(getattr(s.parameter, "ds_shape", s.parameter.shape)), str(dtype)[6:])
             for name, s in self._sources.items()
