@@ -92,6 +92,7 @@ class Thumb:
 class Demonstration:
     """A prompt and the answer to imitate: no judgement, so no label beyond where it stands."""
 
+    kind: ClassVar[Literal["demonstration"]] = "demonstration"
     prompt: tuple[Message, ...]
     answer: str
     where: str
@@ -101,6 +102,7 @@ class Demonstration:
 class PromptOnly:
     """A prompt that nobody has answered: for rollouts."""
 
+    kind: ClassVar[Literal["prompt"]] = "prompt"
     prompt: tuple[Message, ...]
     where: str
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_ray.config import RewardModelConfig, RunConfig
+from rlhf_ray.data.files import is_hub_id
 from rlhf_ray.data.prompts import load_prompts, read_rows
-from rlhf_ray.data.rows import is_hub_id
 from rlhf_ray.errors import UserError
 from rlhf_ray.machine import silent_cluster
 from rlhf_ray.models.folder import (

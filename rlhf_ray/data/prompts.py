@@ -1,4 +1,4 @@
-"""Prompts from a JSONL or Parquet file, the package's own rows, or a hub id."""
+"""Prompts from a file or folder, the package's own rows, or a hub id."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from rlhf_ray.data.chat import disarm, render, shorten
-from rlhf_ray.data.rows import DEMO, PromptRow, read_file_rows
+from rlhf_ray.data.files import DEMO
+from rlhf_ray.data.rows import PromptRow, read_file_rows
 from rlhf_ray.errors import UserError
 from rlhf_ray.ports import State
 from rlhf_ray.strict import Strict
@@ -24,7 +25,7 @@ class PromptsConfig(Strict):
     """Where prompts come from."""
 
     path: str
-    """A .jsonl, .jsonl.gz or .parquet file, `demo` (the package's own), or a hub id."""
+    """A file (.jsonl, .json, .csv, .parquet), a folder of them, `demo` (the package's own), or a hub id."""
     heldout_path: str | None = None
     """Held-out prompts for `train.eval_prompts`; null: the last ones of `path` are held out."""
     split: str = "train"
@@ -45,13 +46,13 @@ def read_rows(config: PromptsConfig, heldout: bool = False) -> list[PromptRow]:
     demo = config.path == "demo" and config.heldout_path in (None, "demo")
     if heldout:
         path = str(DEMO / "heldout.jsonl") if demo else config.heldout_path
-        limit = None
+        limit, key = None, "prompts.heldout_path"
     else:
         path = str(DEMO / "prompts.jsonl") if config.path == "demo" else config.path
-        limit = config.limit
+        limit, key = config.limit, "prompts.path"
     if path is None:
         return []
-    rows = read_file_rows(path, config.split, limit)
+    rows = read_file_rows(path, config.split, limit, key=key)
     return [_with_system(row, config.system) for row in rows]
 
 

@@ -73,15 +73,16 @@ def test_gzip_and_parquet_give_the_same_rows_as_jsonl(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ({"question": "x"}, r"row 2: needs one of the keys prompt, messages, chosen \(it has: question\)"),
-        ([1], "row 2: holds list instead of a JSON object"),
-        ({"prompt": 3}, r"row 2: prompt must be a non-empty list of \{role, content\} \(got int\)"),
-        ({"prompt": "  "}, "row 2: the last user turn is empty"),
-        ({"messages": []}, "row 2: messages must be a non-empty list"),
+        ([1], "row 2: not a JSON object but a list"),
+        ({"prompt": 3}, r"row 2: prompt is neither a string nor a list of messages \{role, content\} but a number"),
+        ({"prompt": "  "}, "row 2: prompt is empty"),
+        ({"messages": []}, "row 2: messages is neither .* but an empty list"),
         ({"messages": [{"role": "robot", "content": "x"}]}, r"row 2: messages: turn 1 needs a role .*got 'robot'"),
         ({"messages": [{"role": "user", "content": None}]}, "row 2: messages: turn 1 needs a content string"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "row 2: has no user turn"),
-        ({"prompt": [{"role": "assistant", "content": "x"}]}, "row 2: prompt ends with a turn of assistant"),
-        ({"chosen": "Human: x"}, "row 2: chosen must be a message list or read"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "row 2: messages has no user turn"),
+        ({"prompt": [{"role": "assistant", "content": "x"}]}, "row 2: prompt: turn 1 has the role assistant where user was expected"),
+        ({"chosen": "Human: x"}, "row 2: chosen must end with a turn of the Assistant"),
+        ({"chosen": "x"}, "row 2: chosen must be a message list or read"),
         ({"prompt": "x", "id": [1]}, "row 2: id must be a string"),
         ({"prompt": "x", "answer": [1]}, "row 2: the reference answer must be a string"),
         ({"prompt": "x", "id": "prompts-1"}, "row 2: the id 'prompts-1' was already used by .* row 1"),
@@ -101,7 +102,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     not_gzip.write_text("text")
     table = tmp_path / "x.parquet"
     table.write_text("text")
-    other = tmp_path / "x.csv"
+    other = tmp_path / "x.txt"
     other.write_text("text")
     for file, message in (
         (broken, "broken.jsonl row 2: not a JSON object"),
@@ -109,7 +110,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / "none.jsonl", "none.jsonl does not exist"),
         (not_gzip, "cannot be read"),
         (table, "cannot be read as Parquet"),
-        (other, "must end in .jsonl, .jsonl.gz, .parquet"),
+        (other, r"must end in .jsonl, .jsonl.gz, .*\.csv.*\.parquet"),
     ):
         with pytest.raises(UserError, match=message):
             read_rows(PromptsConfig(path=str(file)))
