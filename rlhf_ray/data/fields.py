@@ -17,15 +17,20 @@ _NAMES = {type(None): "null", bool: "true or false", int: "a number", float: "a 
 
 
 class BadRow(ValueError):
-    """What is wrong with a row and how to mend it. Whoever knows the row's place puts it in front."""
+    """What is wrong with a row and how to mend it. Whoever knows the row's place puts it in front of the message."""
+
+    def __init__(self, cause: str, fix: str) -> None:
+        super().__init__(f"{cause}; {fix}")
+        self.cause = cause
+        self.fix = fix
 
 
 def as_row(row: object) -> Row:
     """`row` as a mapping; a null is the same as a missing key."""
     if isinstance(row, Broken):
-        raise BadRow(row.reason)
+        raise BadRow(row.cause, row.fix)
     if not isinstance(row, Mapping):
-        raise BadRow(f"not a JSON object but {kind_of(row)}; write one object a row")
+        raise BadRow(f"not a JSON object but {kind_of(row)}", "write one object a row")
     return {str(key): value for key, value in row.items() if value is not None}
 
 
@@ -42,24 +47,24 @@ def given(row: Row, key: str) -> bool:
 def as_text(value: object, key: str) -> str:
     """`value` if it is text that is neither blank nor damaged."""
     if not isinstance(value, str):
-        raise BadRow(f"{key} is {kind_of(value)}; it must be text")
+        raise BadRow(f"{key} is {kind_of(value)}", "it must be text")
     if not value.strip():
-        raise BadRow(f"{key} is empty; write it or remove the row")
+        raise BadRow(f"{key} is empty", "write it or remove the row")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise BadRow(f"{key} is not valid UTF-8; save the file in this encoding")
+        raise BadRow(f"{key} is not valid UTF-8", "save the file in this encoding")
     return value
 
 
 def as_number(value: object, key: str) -> float:
     """`value`, or the number that a CSV cell spells; neither NaN nor infinite nor a boolean."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise BadRow(f"{key} is {kind_of(value)}; it must be a number")
+        raise BadRow(f"{key} is {kind_of(value)}", "it must be a number")
     try:
         number = float(value)
     except (ValueError, OverflowError):
-        raise BadRow(f"{key} is {value!r:.40}; it must be a number") from None
+        raise BadRow(f"{key} is {value!r:.40}", "it must be a number") from None
     if not math.isfinite(number):
-        raise BadRow(f"{key} is {number}; give a finite number or remove the row")
+        raise BadRow(f"{key} is {number}", "give a finite number or remove the row")
     return number
 
 
@@ -67,7 +72,7 @@ def as_whole(value: object, key: str) -> int:
     """`value` as an integer; 2.0 is one."""
     number = as_number(value, key)
     if not number.is_integer():
-        raise BadRow(f"{key} is {number:g}; it must be a whole number")
+        raise BadRow(f"{key} is {number:g}", "it must be a whole number")
     return int(number)
 
 
@@ -75,7 +80,7 @@ def as_flag(value: object, key: str) -> bool:
     """True or false, also spelled as 1 or 0 or as a CSV cell spells them."""
     flag = _FLAGS.get(str(value).strip().lower()) if isinstance(value, bool | int | str) else None
     if flag is None:
-        raise BadRow(f"{key} is {value!r:.40}; it must be true or false")
+        raise BadRow(f"{key} is {value!r:.40}", "it must be true or false")
     return flag
 
 
@@ -86,16 +91,16 @@ def as_json(value: object, key: str) -> object:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
-        raise BadRow(f"{key} is text; it must be a list (in CSV: written as JSON)") from None
+        raise BadRow(f"{key} is text", "it must be a list (in CSV: written as JSON)") from None
 
 
 def as_list(value: object, key: str) -> list[object]:
     """`value` as a list that is not empty, also one spelled in JSON."""
     found = as_json(value, key)
     if not isinstance(found, list):
-        raise BadRow(f"{key} is {kind_of(found)}; it must be a list")
+        raise BadRow(f"{key} is {kind_of(found)}", "it must be a list")
     if not found:
-        raise BadRow(f"{key} is an empty list; fill it or remove the row")
+        raise BadRow(f"{key} is an empty list", "fill it or remove the row")
     return found
 
 
@@ -103,7 +108,7 @@ def label_of(row: Row, where: str, objective: str | None = None, annotator: str 
     """The label of a row's judgement; `objective` and `annotator` are those that its shape names."""
     for key, named in (("objective", objective), ("annotator", annotator)):
         if named is not None and given(row, key):
-            raise BadRow(f"{key} is given for the row and also with each judgement ({named}); keep one of them")
+            raise BadRow(f"{key} is given for the row and also with each judgement ({named})", "keep one of them")
     if objective is None:
         objective = as_text(row["objective"], "objective") if given(row, "objective") else OVERALL
     if annotator is None and given(row, "annotator"):
@@ -120,7 +125,7 @@ def weight_of(row: Row) -> float:
     """How much the row counts, 1 unless it says more."""
     weight = as_number(row["weight"], "weight") if given(row, "weight") else 1.0
     if weight <= 0:
-        raise BadRow(f"weight is {weight:g}; it must be above 0 (remove a row that shall not count)")
+        raise BadRow(f"weight is {weight:g}", "it must be above 0 (remove a row that shall not count)")
     return weight
 
 
@@ -128,7 +133,7 @@ def margin_of(row: Row) -> float:
     """By how much the better answer is better, 0 if the row does not say."""
     margin = as_number(row["margin"], "margin") if given(row, "margin") else 0.0
     if margin < 0:
-        raise BadRow(f"margin is {margin:g}; it must be 0 or more, so chosen and rejected may be swapped")
+        raise BadRow(f"margin is {margin:g}", "it must be 0 or more, so chosen and rejected may be swapped")
     return margin
 
 
@@ -136,4 +141,4 @@ def refuse(row: Row, keys: tuple[str, ...], why: str) -> None:
     """`BadRow` if the row has one of `keys`: better than not reading what someone wrote down."""
     found = next((key for key in keys if given(row, key)), None)
     if found:
-        raise BadRow(f"{found} {why}; remove this key")
+        raise BadRow(f"{found} {why}", "remove this key")

@@ -22,14 +22,14 @@ def as_messages(value: object, key: str) -> Messages:
     found = as_json(value, key)
     if not isinstance(found, list) or not found:
         cause = "an empty list" if found == [] else kind_of(found)
-        raise BadRow(f"{key} is neither a string nor a list of messages {{role, content}} but {cause}")
+        raise BadRow(f"{key} is neither a string nor a list of messages but {cause}", "write [{role, content}, ...]")
     messages: list[Message] = []
     for position, turn in enumerate(found, start=1):
         role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, Mapping) else (None, None)
         if role not in _ROLES:
-            raise BadRow(f"{key}: turn {position} needs a role of {', '.join(_ROLES)} (got {role!r:.40})")
+            raise BadRow(f"{key}: turn {position} has the role {role!r:.40}", f"use one of {', '.join(_ROLES)}")
         if not isinstance(content, str):
-            raise BadRow(f"{key}: turn {position} needs a content string (got {kind_of(content)})")
+            raise BadRow(f"{key}: the content of turn {position} is {kind_of(content)}", "it must be text")
         if content.strip():
             as_text(content, f"{key}: turn {position}")
         messages.append(Message(role, content))
@@ -44,8 +44,8 @@ def check_order(messages: Messages, key: str) -> Messages:
         if turn.role != expected:
             number = position + 1 + len(messages) - len(turns)
             raise BadRow(
-                f"{key}: turn {number} has the role {turn.role} where {expected} was expected; order the turns: system "
-                "(first only), then user and assistant in turn"
+                f"{key}: turn {number} has the role {turn.role} where {expected} was expected",
+                "order the turns: system (first only), then user and assistant in turn",
             )
     return messages
 
@@ -62,7 +62,7 @@ def as_prompt(value: object, key: str) -> Messages:
         messages = check_order(as_messages(value, key), key)
     if messages[-1].role != "user":
         role = messages[-1].role
-        raise BadRow(f"{key} ends with a turn of role {role}, expected user; move an answer to its own key")
+        raise BadRow(f"{key} ends with a turn of role {role}, expected user", "move an answer to its own key")
     as_text(messages[-1].content, f"the last user turn of {key}")
     return messages
 
@@ -72,7 +72,7 @@ def prompt_of(row: Row) -> Messages:
     if "prompt" in row:
         return as_prompt(row["prompt"], "prompt")
     if "instruction" not in row:
-        raise BadRow(f"prompt is missing; add it (the row has: {', '.join(row) or 'nothing'})")
+        raise BadRow(f"prompt is missing (the row has: {', '.join(row) or 'nothing'})", "add it")
     parts = [as_text(row[key], key) for key in ("instruction", "input") if key == "instruction" or given(row, key)]
     return (Message("user", "\n\n".join(parts)),)
 
@@ -97,7 +97,8 @@ def hh_messages(text: str, key: str) -> Messages:
             turns.append(Message(role, content.strip()))
     if head.strip() or not turns or turns[0].role != "user":
         raise BadRow(
-            f"{key} must be a message list or read '\\n\\nHuman: ... \\n\\nAssistant: ...', starting with Human"
+            f"{key} is text that does not begin with a turn of the Human",
+            "write a message list or '\\n\\nHuman: ... \\n\\nAssistant: ...'",
         )
     return tuple(turns)
 
@@ -111,14 +112,14 @@ def conversation(value: object, key: str, prompt: Messages | None) -> tuple[Mess
         return prompt, as_text(value, key)
     messages = hh_messages(value, key) if isinstance(value, str) else as_messages(value, key)
     if messages[-1].role != "assistant":
-        raise BadRow(f"{key} ends with a message of role {messages[-1].role}, not of the assistant; add the answer")
+        raise BadRow(f"{key} ends with a message of role {messages[-1].role}, not of the assistant", "add the answer")
     before, answer = messages[:-1], as_text(messages[-1].content, key)
     if not before:
         if prompt is None:
-            raise BadRow(f"{key} is an answer without a prompt; add the key prompt or the earlier messages")
+            raise BadRow(f"{key} is an answer without a prompt", "add the key prompt or the earlier messages")
         return prompt, answer
     check_order(messages, key)
     if prompt is not None and before[-len(prompt) :] != prompt:
-        raise BadRow(f"{key} begins with messages that differ from prompt; make them equal or remove prompt")
+        raise BadRow(f"{key} begins with messages that differ from prompt", "make them equal or remove prompt")
     as_text(before[-1].content, f"the last user turn of {key}")
     return before, answer

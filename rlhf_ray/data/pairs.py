@@ -7,7 +7,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from rlhf_ray.data.fields import BadRow, Row, as_list, as_number, as_row, as_text, given, label_of, margin_of, name_of
+from rlhf_ray.data.fields import (
+    BadRow,
+    Row,
+    as_list,
+    as_number,
+    as_row,
+    as_text,
+    given,
+    kind_of,
+    label_of,
+    margin_of,
+    name_of,
+)
 from rlhf_ray.data.messages import Messages, as_prompt, conversation, is_hh, prompt_of
 from rlhf_ray.evidence import Item, Pair
 
@@ -33,7 +45,7 @@ def chosen_and_rejected(row: Row, where: str, _: FeedbackConfig) -> list[Item]:
     """TRL's explicit and implicit preferences, UltraFeedback's scored ones, and the raw text of Anthropic HH."""
     missing = [key for key in ("chosen", "rejected") if key not in row]
     if missing:
-        raise BadRow(f"{' and '.join(missing)} missing; a pair needs chosen and rejected")
+        raise BadRow(f"{' and '.join(missing)} missing", "a pair needs chosen and rejected")
     chosen, rejected = row["chosen"], row["rejected"]
     prompt = prompt_of(row) if "prompt" in row or "instruction" in row else None
     if prompt is None and isinstance(chosen, str) and isinstance(rejected, str) and not is_hh(chosen):
@@ -42,8 +54,8 @@ def chosen_and_rejected(row: Row, where: str, _: FeedbackConfig) -> list[Item]:
     rejected_prompt, worse = conversation(rejected, "rejected", prompt)
     if chosen_prompt != rejected_prompt:
         raise BadRow(
-            "chosen and rejected differ before their last message, so they do not answer one prompt; make their "
-            "earlier turns equal"
+            "chosen and rejected differ before their last message, so they do not answer one prompt",
+            "make their earlier turns equal",
         )
     _differ("chosen", better, "rejected", worse)
     return [Pair(chosen_prompt, better, worse, label_of(row, where), margin=_margin(row))]
@@ -60,7 +72,7 @@ def compared(row: Row, where: str, _: FeedbackConfig) -> list[Item]:
     names = next(pair for pair in TWO_ANSWERS if pair[0] in row or pair[1] in row)
     missing = [name for name in names if name not in row]
     if missing:
-        raise BadRow(f"{missing[0]} missing; a comparison needs {names[0]} and {names[1]}")
+        raise BadRow(f"{missing[0]} missing", f"a comparison needs {names[0]} and {names[1]}")
     first, second = (_answer(row[name], name, prompt) for name in names)
     _differ(names[0], first, names[1], second)
     margin = margin_of(row)
@@ -68,7 +80,7 @@ def compared(row: Row, where: str, _: FeedbackConfig) -> list[Item]:
     for ballot in _ballots(row):
         vote = _vote(ballot, auto_j=names == AUTO_J and ballot.key == "label")
         if vote == "tie" and margin:
-            raise BadRow(f"{ballot.key} is a tie, but margin is {margin:g}; remove margin")
+            raise BadRow(f"{ballot.key} is a tie, but margin is {margin:g}", "remove margin")
         chosen, rejected = (second, first) if vote == "second" else (first, second)
         label = label_of(row, where, ballot.objective, ballot.annotator)
         pairs.append(Pair(prompt, chosen, rejected, label, tie=vote == "tie", margin=margin))
@@ -90,9 +102,10 @@ def _ballots(row: Row) -> list[_Ballot]:
     sources += [" and ".join(annotators)] if annotators else []
     sources += ["annotations"] if given(row, "annotations") else []
     if len(sources) != 1:
-        known = f"{', '.join(JUDGEMENTS)}, annotator1, annotator2, ..., or annotations"
-        has = f"it has both {sources[0]} and {sources[1]}; keep one" if sources else "it has none; add it"
-        raise BadRow(f"two answers need one judgement under one of {known}: {has}")
+        if sources:
+            raise BadRow(f"has both {sources[0]} and {sources[1]}, of which one is the judgement", "keep this one")
+        keys = f"{', '.join(JUDGEMENTS)}, annotator1, annotator2, ..., annotations"
+        raise BadRow("two answers are compared, but there is no judgement", f"add one under one of {keys}")
     if annotators:
         return [_Ballot(key, row[key], annotator=key) for key in annotators]
     if sources == ["annotations"]:
@@ -104,11 +117,11 @@ def _annotations(row: Row) -> Iterator[_Ballot]:
     for number, value in enumerate(as_list(row["annotations"], "annotations"), start=1):
         key = f"annotations, entry {number}"
         if not isinstance(value, Mapping):
-            raise BadRow(f"{key}: must be an object with annotator and choice")
+            raise BadRow(f"{key} is {kind_of(value)}", "it must be an object with annotator and choice")
         entry = as_row(value)
         missing = [name for name in ("annotator", "choice") if not given(entry, name)]
         if missing:
-            raise BadRow(f"{key}: {missing[0]} missing; add it")
+            raise BadRow(f"{key}: {missing[0]} missing", "add it")
         objective = as_text(entry["objective"], f"{key}: objective") if given(entry, "objective") else None
         yield _Ballot(f"{key}: choice", entry["choice"], name_of(entry["annotator"], f"{key}: annotator"), objective)
 
@@ -128,20 +141,20 @@ def _vote(ballot: _Ballot, auto_j: bool) -> Vote:
         match = _VOTE.fullmatch(str(value).strip().lower() if number is None else f"{number:g}")
         if match:
             return _VOTES[match[1]] if match[1] else "tie"
-    raise BadRow(f"{ballot.key} is {value!r:.40}; write {hint}")
+    raise BadRow(f"{ballot.key} is {value!r:.40}", f"write {hint}")
 
 
 def _answer(value: object, key: str, prompt: Messages) -> str:
     # PandaLM's files hold some answers that read True or False as JSON booleans.
     before, answer = conversation(str(value) if isinstance(value, bool) else value, key, prompt)
     if before != prompt:
-        raise BadRow(f"{key} begins with messages that prompt lacks; remove them or add them to prompt")
+        raise BadRow(f"{key} begins with messages that prompt lacks", "remove them or add them to prompt")
     return answer
 
 
 def _differ(one: str, first: str, other: str, second: str) -> None:
     if first.strip() == second.strip():
-        raise BadRow(f"{one} and {other} are the same text, so the pair says nothing; remove the row")
+        raise BadRow(f"{one} and {other} are the same text, so the pair says nothing", "remove the row")
 
 
 def _margin(row: Row) -> float:
@@ -149,7 +162,8 @@ def _margin(row: Row) -> float:
     scores = [as_number(row[key], key) for key in ("score_chosen", "score_rejected") if given(row, key)]
     if len(scores) == 2 and scores[0] < scores[1]:
         raise BadRow(
-            f"chosen is scored lower ({scores[0]:g}) than rejected ({scores[1]:g}), so they are swapped; exchange them"
+            f"chosen is scored lower ({scores[0]:g}) than rejected ({scores[1]:g}), so they are swapped",
+            "exchange them",
         )
     return scores[0] - scores[1] if len(scores) == 2 and not given(row, "margin") else margin_of(row)
 
@@ -162,5 +176,5 @@ def _shared_beginning(chosen: str, rejected: str) -> tuple[Messages, str, str]:
     common = chosen[: next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))]
     start = max((match.end() for match in re.finditer(r"\s+", common)), default=0)
     if not common[:start].strip():
-        raise BadRow("chosen is a string without a prompt; add the key prompt, or begin with '\\n\\nHuman:'")
+        raise BadRow("chosen is a string without a prompt", "add the key prompt, or begin with '\\n\\nHuman:'")
     return as_prompt(common[:start].strip(), "prompt"), chosen[start:], rejected[start:]

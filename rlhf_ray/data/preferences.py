@@ -37,7 +37,7 @@ def read_preferences(path: str | Path) -> list[PreferencePair]:
             items = parse(row, where, config)
             found = [item for item in items if isinstance(item, Pair)]
             if not found:
-                raise BadRow(f"{shape_of(row)}; a pair needs chosen and rejected")
+                raise BadRow(f"is of the shape {shape_of(row)}", "a pair needs chosen and rejected")
         except BadRow as error:
             problems.append(f"{where}: {error}")
         else:

@@ -42,10 +42,10 @@ def _parse(row: Row, where: str) -> PromptRow:
     messages = _messages(row)
     own_id = row["id"] if given(row, "id") else _default_id(where)
     if not isinstance(own_id, str | int):
-        raise BadRow(f"id must be a string (got {own_id!r})")
+        raise BadRow(f"id is {kind_of(own_id)}", "it must be text or a number")
     reference = next((row[key] for key in ("reference", "answer") if given(row, key)), None)
     if reference is not None and not isinstance(reference, str | int | float):
-        raise BadRow(f"the reference answer must be a string (got {kind_of(reference)})")
+        raise BadRow(f"the reference answer is {kind_of(reference)}", "it must be text or a number")
     return PromptRow(where, str(own_id), messages, None if reference is None else str(reference))
 
 
@@ -53,19 +53,19 @@ def _messages(row: Row) -> Messages:
     """The conversation up to its last user turn."""
     key = next((name for name in ("prompt", "messages", "chosen") if name in row), None)
     if key is None:
-        raise BadRow(f"needs one of the keys prompt, messages, chosen (it has: {', '.join(row) or 'none'})")
+        raise BadRow(f"it has no prompt, messages or chosen (it has: {', '.join(row) or 'nothing'})", "add one of them")
     value = row[key]
     if key == "prompt":
         return as_prompt(value, key)
     if key == "chosen" and isinstance(value, str):
         messages = hh_messages(value, key)
         if messages[-1].role != "assistant":
-            raise BadRow("chosen must end with a turn of the Assistant")
+            raise BadRow("chosen ends with a turn of the Human", "end it with the Assistant's")
     else:
         messages = as_messages(value, key)
     last = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
     if last is None:
-        raise BadRow(f"{key} has no user turn")
+        raise BadRow(f"{key} has no user turn", "add it")
     check_order(messages, key)
     as_text(messages[last].content, f"the last user turn of {key}")
     return messages[: last + 1]

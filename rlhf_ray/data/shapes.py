@@ -50,7 +50,7 @@ def _recognise(row: Row) -> tuple[str, _Parser]:
     if "responses" in row:
         judged = _only(row, {"ranking": _RANKINGS, "rating": ("ratings",)})
         if judged is None:
-            raise BadRow("responses need ranking, ranks, rankings or ratings; add one of them")
+            raise BadRow("responses need ranking, ranks, rankings or ratings", "add one of them")
         return judged, ranking if judged == "ranking" else ratings_of_responses
     if any(key in row for key in ANSWERS) or _answered(row):
         return _shape_of_answer(row)
@@ -58,8 +58,8 @@ def _recognise(row: Row) -> tuple[str, _Parser]:
         return "prompt only", _prompt_only
     has = ", ".join(row) or "nothing"
     raise BadRow(
-        "needs prompt, messages, or chosen and rejected, and with a prompt an answer and a judgement (see "
-        f"docs/preferences.md); it has: {has}"
+        f"of an unknown shape: it has neither prompt nor messages nor chosen and rejected (it has: {has})",
+        "rename its keys; docs/preferences.md shows all shapes",
     )
 
 
@@ -86,7 +86,7 @@ def _only(row: Row, judgements: Mapping[str, tuple[str, ...]]) -> str | None:
     """The name of the one judgement that the row has."""
     found = {name: key for name, keys in judgements.items() for key in keys if given(row, key)}
     if len(found) > 1:
-        raise BadRow(f"has {' and '.join(found.values())}, which are judgements of different kinds; keep one of them")
+        raise BadRow(f"has {' and '.join(found.values())}, which are judgements of different kinds", "keep one of them")
     return next(iter(found), None)
 
 
@@ -98,7 +98,7 @@ def _answered(row: Row) -> bool:
 def _prompt_and_answer(row: Row) -> tuple[Messages, str]:
     keys = [key for key in ANSWERS if key in row]
     if len(keys) > 1:
-        raise BadRow(f"has both {keys[0]} and {keys[1]}; keep the one that is judged")
+        raise BadRow(f"has both {keys[0]} and {keys[1]}", "keep the one that is judged")
     if not keys:
         return conversation(row["messages"], "messages", None)
     return conversation(row[keys[0]], keys[0], prompt_of(row))
@@ -113,7 +113,7 @@ def _prompt_only(row: Row, where: str, _: FeedbackConfig) -> list[Item]:
 
 def _demonstration(row: Row, where: str, _: FeedbackConfig) -> list[Item]:
     if weight_of(row) != 1:
-        raise BadRow("weight belongs to a judgement, and this row has none; remove it")
+        raise BadRow("weight belongs to a judgement, and this row has none", "remove it")
     prompt, answer = _prompt_and_answer(row)
     return [Demonstration(prompt, answer, where)]
 
@@ -122,7 +122,7 @@ def _thumb(row: Row, where: str, _: FeedbackConfig) -> list[Item]:
     refuse(row, ("margin",), "belongs to pairs")
     keys = [key for key in ("label", *_THUMBS) if given(row, key)]
     if len(keys) > 1:
-        raise BadRow(f"has both {keys[0]} and {keys[1]}; keep one of them")
+        raise BadRow(f"has both {keys[0]} and {keys[1]}", "keep one of them")
     value = row[keys[0]]
     word = value.strip().lower() if isinstance(value, str) and keys[0] == "thumb" else None
     good = _THUMB_WORDS[word] if word in _THUMB_WORDS else as_flag(value, keys[0])

@@ -20,7 +20,8 @@ _BLANK = re.compile(r"[ \t\n\r]*")
 class Broken:
     """Stands for a row that is there but cannot be read, while those after it can. `shapes.parse` refuses it."""
 
-    reason: str
+    cause: str
+    fix: str
 
 
 def jsonl_rows(file: Path) -> Iterator[tuple[int, object]]:
@@ -34,7 +35,7 @@ def jsonl_rows(file: Path) -> Iterator[tuple[int, object]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                row = Broken(f"not a JSON object ({error}); write one object a line")
+                row = Broken(f"not a JSON object ({error})", "write one object a line")
             yield number, row
 
 
@@ -73,7 +74,7 @@ def csv_rows(file: Path, delimiter: str) -> Iterator[tuple[int, object]]:
                     yield number, dict(zip(names, cells, strict=True))
                 else:
                     problem = f"has {len(cells)} cells for {len(names)} columns"
-                    yield number, Broken(f"{problem}; put cells that contain separators in quotes")
+                    yield number, Broken(problem, "put cells that contain separators in quotes")
         except csv.Error as error:
             raise ValueError(f"line {records.line_num}: {error}") from None
 

@@ -64,7 +64,7 @@ def test_hh_keeps_earlier_turns_and_paragraphs(tmp_path: Path) -> None:
         ({"chosen": [USER], "rejected": [USER, BAD]}, "role user"),
         ({"chosen": [USER, RED], "rejected": [{"role": "user", "content": "?"}, BAD]}, "do not answer one prompt"),
         ({"prompt": "Other", "chosen": [USER, RED], "rejected": [USER, BAD]}, "differ from prompt"),
-        ({"chosen": [USER, {"role": "assistant"}], "rejected": [USER, BAD]}, "turn 2 needs a content string"),
+        ({"chosen": [USER, {"role": "assistant"}], "rejected": [USER, BAD]}, "the content of turn 2 is null"),
     ],
 )
 def test_malformed_rows_are_named(tmp_path: Path, row: object, says: str) -> None:
@@ -87,7 +87,7 @@ def test_unreadable_files(tmp_path: Path, name: str) -> None:
 
 
 def test_empty_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="p.jsonl is empty"):
+    with pytest.raises(UserError, match="is empty"):
         read_preferences(_write(tmp_path))
 
 
