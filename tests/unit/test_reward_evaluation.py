@@ -157,6 +157,15 @@ def test_score_ties_count_half_and_human_ties_do_not_count() -> None:
     assert (nothing.accuracy, nothing.ci95, nothing.human_ties) == (None, None, 1)
 
 
+def test_ten_comparisons_of_one_ranking_are_not_ten_witnesses() -> None:
+    rankings = [
+        ranking(n, (1, 2, 3, 4, 5), tuple(float(x) * (-1 if n % 4 else 1) for x in range(5))) for n in range(20)
+    ]
+    row = accuracy_of("x", decisions(rankings))
+    assert (row.accuracy, row.decisions, row.prompts) == (0.75, 200, 20)
+    assert row.ci95 == pytest.approx(wilson_interval(0.75 * 19, 19))  # 20 whole rankings, one for the mean
+
+
 def test_bad_scores_name_the_row() -> None:
     with pytest.raises(RunError, match=r"file\.jsonl row 7.*not all finite"):
         pair(7, math.nan, 1)
@@ -334,7 +343,8 @@ def test_the_model_joins_the_annotators_whatever_the_order_of_answers() -> None:
             answers = ways.get(judgement, ("b", "a"))
             scores = (score[answers[0]], score[answers[1]])
             items.append(pair(name, *scores, tie=judgement == "tie", answers=answers, annotator=f"p{number}"))
-    found = alphas(decisions([*items, pair("unnamed", 1, 0), pair("unnamed", 0, 1)]))[0]
+    nameless = pair(4, 1, 0, answers=("a", "b"))  # may be a copy of what somebody said
+    found = alphas(decisions([*items, nameless]))[0]
     assert (found.units, found.judgements) == (4, 9)
     numbers = {"ab": 0, "ba": 1, "tie": 2}
     shared = [name for name in said if len(said[name]) > 1]
@@ -431,6 +441,14 @@ def test_logistic_weights_are_the_maximum_found_by_newton() -> None:
         hessian = 2 * (x * (p * (1 - p))[:, None]).T @ x + np.eye(2) / 100
         w -= np.linalg.solve(hessian, gradient)
     assert logistic_weights(residual, lengths) == pytest.approx(tuple(w), rel=1e-4)
+
+
+def test_equal_lengths_have_a_row_of_their_own() -> None:
+    items = [pair(1, 1, 0, (5, 4)), pair(2, 0, 1, (4, 5)), pair(3, 0, 1, (5, 5)), pair(4, 1, 0, (5, 4), tie=True)]
+    found = length_bias(decisions(items), 0)
+    assert found is not None and found.always_longer == 0.5
+    rows = (found.longer_right, found.shorter_right, found.equal_length)
+    assert [(row.accuracy, row.decisions) for row in rows] == [(1.0, 1), (0.0, 1), (0.0, 1)]
 
 
 def test_no_length_no_bias() -> None:
