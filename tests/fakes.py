@@ -199,7 +199,9 @@ class World:
             weights=self.engines,
             journal=self.journal,
             together=in_turn,
-            busy=lambda: dict.fromkeys(("policy", "critic", "rollout", "reference", "reward"), 0.0),
+            busy=lambda: dict.fromkeys(
+                ("policy", *(["critic"] if self.critic else []), "rollout", "reference", "reward"), 0.0
+            ),
             should_stop=lambda: self.stop_after is not None and f"generate {self.stop_after} " in " ".join(self.events),
         )
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.data.batching import collate, microbatches, minibatches
+from rlhf_ray.data.batching import collate, microbatches, minibatches, prompt_numbers
 from rlhf_ray.types import FinishReason, Message, Prompt, Rollout, Score
 
 PAD = 0
@@ -22,9 +22,10 @@ def rollout(
     finish: FinishReason = "stop",
     score: Score | None = Score(1.0),  # noqa: B008  # frozen
     logprobs: tuple[float, ...] | None = None,
+    of: str = "p1",
 ) -> Rollout:
     return Rollout(
-        prompt=Prompt("p1", (Message("user", "hi"),), prompt),
+        prompt=Prompt(of, (Message("user", "hi"),), prompt),
         sample_index=3,
         response_ids=response,
         rollout_logprobs=logprobs if logprobs is not None else tuple(-0.5 * (i + 1) for i in range(len(response))),
@@ -90,6 +91,12 @@ def test_no_rollouts_are_refused() -> None:
         collate([], PAD, "score", penalty=0.0)
 
 
+def test_rows_know_whose_answers_they_are() -> None:
+    """Also when quarantine has left gaps, and when a prompt comes a second time."""
+    rollouts = [rollout(of=name) for name in ("b", "b", "a", "c", "c", "b")]
+    assert prompt_numbers(rollouts).tolist() == [0, 0, 1, 2, 2, 0]
+
+
 def test_minibatches_are_seeded_and_differ_between_epochs() -> None:
     def epochs(seed: int) -> list[list[list[int]]]:
         generator = torch.Generator().manual_seed(seed)
@@ -109,6 +116,34 @@ def test_minibatches_lose_no_row_when_some_were_quarantined() -> None:
     assert sorted(torch.cat(parts).tolist()) == list(range(11))
     with pytest.raises(ValueError, match="2 rollouts cannot fill 3"):
         minibatches(2, 3, torch.Generator())
+
+
+def test_minibatches_cut_between_units_only() -> None:
+    parts = minibatches(14, 3, torch.Generator().manual_seed(0), unit=2)
+    assert [len(part) for part in parts] == [6, 4, 4]
+    pairs = torch.cat(parts).view(-1, 2)
+    assert torch.equal(pairs[:, 1], pairs[:, 0] + 1) and sorted(pairs[:, 0].tolist()) == list(range(0, 14, 2))
+    assert pairs[:, 0].tolist() != list(range(0, 14, 2))
+    with pytest.raises(ValueError, match="6 rollouts in units of 2 cannot fill 4"):
+        minibatches(6, 4, torch.Generator(), unit=2)
+    with pytest.raises(ValueError, match="7 rollouts in units of 2"):
+        minibatches(7, 2, torch.Generator(), unit=2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=20), st.integers(1, 4), st.integers(1, 300))
+def test_microbatches_keep_pairs_together(pairs: list[tuple[int, int]], num_ranks: int, max_tokens: int) -> None:
+    lengths = torch.tensor(list(chain(*pairs)), dtype=torch.long)
+    ranks = microbatches(lengths, num_ranks, max_tokens, unit=2)
+    assert len(ranks) == num_ranks and len({len(rank) for rank in ranks}) == 1
+    parts = [part.tolist() for rank in ranks for part in rank]
+    assert sorted(chain(*parts)) == list(range(len(lengths)))
+    for part in parts:
+        assert all(row % 2 == 0 for row in part[::2]) and part[1::2] == [row + 1 for row in part[::2]]
+        assert len(part) <= 2 or len(part) * max(lengths[part].tolist()) <= max_tokens
+    longest = torch.tensor([max(pair) for pair in pairs], dtype=torch.long)
+    fewest = microbatches(longest, num_ranks, max(1, max_tokens // 2))
+    assert [len(rank) for rank in ranks] == [len(rank) for rank in fewest], "and no more of them than needed"
 
 
 @settings(max_examples=150, deadline=None)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rlhf_ray import metrics as names
-from rlhf_ray.algorithms.ppo import PPO
+from rlhf_ray.algorithms.dpo import WITHOUT_PREFERENCE
+from rlhf_ray.algorithms.ppo import PPOConfig
 from rlhf_ray.config import RunConfig
 from rlhf_ray.loop import Progress, restore, train
 from tests.builders import run_config
@@ -23,7 +24,7 @@ def _config(steps: int, **changes: dict[str, object]) -> RunConfig:
 
 def _run(config: RunConfig, fakes: World, progress: Progress | None = None) -> Progress:
     progress = progress or Progress()
-    train(config, fakes.roles, PPO(config.algorithm), PAD, progress)
+    train(config, fakes.roles, config.algorithm.make(), PAD, progress)
     return progress
 
 
@@ -80,7 +81,7 @@ def test_learners_get_the_scored_batch_with_advantages() -> None:
     config = _config(1)
     _run(config, fakes)
     (batch,) = fakes.policy.batches
-    assert fakes.critic.batches[0] is batch
+    assert fakes.critic is not None and fakes.critic.batches[0] is batch
     assert batch.rewards.tolist() == [1.0, 2.0 - 1.0, 1.0, 2.0 - 1.0]  # a truncated answer pays the penalty
     assert batch.response_mask.sum(dim=1).tolist() == [2, 3, 2, 3]
     for tensor in (batch.old_logprobs, batch.ref_logprobs, batch.values, batch.advantages, batch.returns):
@@ -88,7 +89,7 @@ def test_learners_get_the_scored_batch_with_advantages() -> None:
     assert batch.advantages is not None
     inside = batch.advantages[batch.loss_mask]
     torch.testing.assert_close(inside.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
-    assert fakes.policy.kl_coefs == [config.algorithm.kl_coef]
+    assert isinstance(config.algorithm, PPOConfig) and fakes.policy.kl_coefs == [config.algorithm.kl_coef]
     table = fakes.journal.tables[1]
     assert [rollout.id for rollout in table] == [f"{p}/{s}" for p in fakes.prompts.taken[0] for s in (0, 1)]
 
@@ -144,7 +145,7 @@ def test_a_resumed_run_sees_the_prompts_of_an_unbroken_one(stop: int) -> None:
     broken = world(stop_after=stop)
     _run(config, broken)
     resumed = world()
-    algorithm = PPO(config.algorithm)
+    algorithm = config.algorithm.make()
     progress = restore(resumed.roles, algorithm, json.loads(json.dumps(broken.journal.states[stop])))
     assert progress == Progress(stop, stop)
     resumed.engines.version = progress.version  # the controller pushes it before the loop goes on
@@ -157,6 +158,63 @@ def test_a_resumed_run_sees_the_prompts_of_an_unbroken_one(stop: int) -> None:
     assert resumed.journal.states[7] == whole.journal.states[7]
 
 
+DPO = {"algorithm": {"type": "online_dpo", "beta": 0.3}, "critic": {"policy_freeze_steps": 99}}
+
+
+def _without_critic(events: list[str]) -> list[str]:
+    return [event for event in events if not event.startswith("critic")]
+
+
+def test_online_dpo_runs_through_the_same_loop_without_a_critic() -> None:
+    """Every answer is worth its sample number: the second sample of each prompt is chosen. Critic settings are
+    ignored."""
+    fakes = world(critic=False)
+    progress = _run(_config(2, **DPO), fakes)
+    assert fakes.events == _without_critic([*_step(1), *_step(2), *_commit(2)])
+    assert progress == Progress(2, 2) and fakes.policy.kl_coefs == [0.3, 0.3]
+    for step, batch in enumerate(fakes.policy.batches, start=1):
+        assert batch.rewards.tolist() == [2.0, 1.0, 2.0, 1.0]
+        assert batch.response_mask.sum(dim=1).tolist() == [3, 2, 3, 2] and batch.values is None
+        lengths = [len(rollout.prompt.token_ids) for rollout in fakes.journal.tables[step][::2]]
+        assert batch.response_mask.int().argmax(dim=1).tolist()[::2] == lengths, "pairs in the order of the prompts"
+        line = fakes.journal.lines[step]
+        assert line[WITHOUT_PREFERENCE] == 0.0 and line[names.BETA] == 0.3 and line[names.REWARD_MEAN] == 1.5
+        assert not [name for name in line if "critic" in name] and names.KL_COEF not in line
+
+
+def test_tokens_are_counted_as_sampled_not_as_trained_on() -> None:
+    fakes = world(critic=False)
+    _run(_config(1, **DPO, rollout={"samples_per_prompt": 4}), fakes)
+    assert len(fakes.policy.batches[0]) == 4
+    assert fakes.journal.lines[1][names.TOKENS] == 2 * (2 + 3 + 4 + 5)
+
+
+def test_a_quarantined_answer_leaves_its_prompt_without_a_pair() -> None:
+    first = world(critic=False)
+    _run(_config(1, **DPO), first)
+    victim = f"{first.prompts.taken[0][0]}/1"
+    fakes = world(errors={victim: "no idea"}, critic=False)
+    _run(_config(1, **DPO), fakes)
+    (batch,) = fakes.policy.batches
+    assert batch.loss_mask.any(dim=1).tolist() == [False, False, True, True]
+    assert batch.rewards.tolist() == [1.0, 1.0, 2.0, 1.0]
+    assert fakes.journal.lines[1][WITHOUT_PREFERENCE] == 1.0
+
+
+def test_beta_goes_on_in_a_resumed_run() -> None:
+    algorithm_config = {"type": "online_dpo", "kl_target": 0.5, "kl_horizon": 10}
+    config = _config(4, algorithm=algorithm_config, train={"checkpoint_every": 1})
+    whole, broken, resumed = world(critic=False), world(stop_after=2, critic=False), world(critic=False)
+    _run(config, whole)
+    _run(config, broken)
+    algorithm = config.algorithm.make()
+    progress = restore(resumed.roles, algorithm, json.loads(json.dumps(broken.journal.states[2])))
+    resumed.engines.version = progress.version
+    train(config, resumed.roles, algorithm, PAD, progress)
+    assert broken.policy.kl_coefs + resumed.policy.kl_coefs == whole.policy.kl_coefs
+    assert len(set(whole.policy.kl_coefs)) == 4 and resumed.journal.states[4] == whole.journal.states[4]
+
+
 def test_a_checkpoint_that_holds_no_state_is_refused() -> None:
     with pytest.raises(ValueError, match="does not hold the state of a run"):
-        restore(world().roles, PPO(_config(1).algorithm), {"step": 1, "version": 1, "prompts": None, "algorithm": {}})
+        restore(world().roles, _config(1).algorithm.make(), {"step": 1, "version": 1, "prompts": None, "algorithm": {}})

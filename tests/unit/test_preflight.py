@@ -130,6 +130,18 @@ def test_what_a_cluster_lacks_is_named_by_role(tmp_path: Path) -> None:
     assert "asks for 8 GPUs (rollout 4, policy 4), the cluster has 2" in message
 
 
+def test_a_run_without_a_critic_asks_nothing_for_it(tmp_path: Path) -> None:
+    """Neither of the cluster nor of the disk nor of the reward model's tokenizer."""
+    changes = {"algorithm": {"type": "online_dpo"}, "rollout": {"samples_per_prompt": 2}}
+    config = run_config(tmp_path, critic={"num_workers": 8, "gpus_per_worker": 1}, **changes)
+    assert [role.role for role in requests(config)] == ["controller", "rollout", "reward", "reference", "policy"]
+    assert checkpoint_gib(config) * 2**30 == 20 * 12
+    assert "critic" not in least_memory_gib(config)
+    reward_folder(tmp_path / "reward", extra="é")
+    notes = preflight(config, tmp_path / "run", False)
+    assert "= 32 rollouts a step = 16 pairs = 1 minibatches of 16 x 1 epochs, over 1 policy ranks" in notes[0]
+
+
 def test_memory_has_a_lower_bound(tmp_path: Path) -> None:
     config = run_config(tmp_path, rollout={"kv_cache_gib": 3})
     assert least_memory_gib(config)["policy"] * 2**30 == pytest.approx(20 * 16)

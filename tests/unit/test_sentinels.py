@@ -88,3 +88,11 @@ def test_drift_is_measured_on_response_tokens() -> None:
     found = drift(replace(batch, rollout_logprobs=logprobs))
     assert found[names.DRIFT_MAX] == pytest.approx(2.0, abs=1e-5)
     assert found[names.DRIFT_MEAN] == pytest.approx(2.0 / float(batch.response_mask.sum()), rel=1e-4)
+
+
+def test_a_run_without_a_critic_is_clean_without_its_metrics() -> None:
+    config = run_config(Path("unused"), algorithm={"type": "online_dpo"}, sentinels={"on_breach": "abort"})
+    metrics = {name: value for name, value in CLEAN.items() if not name.startswith("critic")}
+    assert _check(_batch(), metrics, config=config) == []
+    with pytest.raises(RunError, match="2 updates of the policy were skipped"):
+        _check(_batch(), metrics | {"policy/skipped_updates": 2.0}, config=config)
