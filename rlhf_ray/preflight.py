@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from rlhf_ray.config import RewardModelConfig, RunConfig
+from rlhf_ray.config import AnyConfig, AnyOfflineConfig, RewardModelConfig, RunConfig
+from rlhf_ray.data.feedback import open_feedback
 from rlhf_ray.data.files import is_hub_id
 from rlhf_ray.data.prompts import load_prompts, read_rows
 from rlhf_ray.errors import UserError
 from rlhf_ray.machine import silent_cluster
 from rlhf_ray.models.folder import (
+    check_backbone,
     check_causal_lm,
     check_reward_model,
     is_local,
@@ -28,21 +31,38 @@ from rlhf_ray.rewards.base import FunctionRewardConfig, ModelRewardConfig
 __all__ = ["feasible", "preflight"]
 
 
-def preflight(
-    config: RunConfig | RewardModelConfig, run_dir: Path, resume: bool, *, download: bool = True
-) -> list[str]:
+def preflight(config: AnyConfig, run_dir: Path, resume: bool, *, download: bool = True) -> list[str]:
     """Notes worth printing; raises `UserError` for the first thing that would stop the run.
 
     With `download` False (a dry run) models and data that only the hub has are a note instead of a download.
     """
     _check_run_dir(run_dir, resume)
     _check_address(config.placement.address)
-    if isinstance(config, RewardModelConfig):
-        notes: list[str] = []
-        _folder(config.model.path, check_causal_lm, download, notes)
-        _check_preferences(config.data.path)
+    if isinstance(config, RunConfig):
+        return _check_online(config, run_dir, download)
+    return _check_offline(config, download)
+
+
+def _check_offline(config: AnyOfflineConfig, download: bool) -> list[str]:
+    notes: list[str] = []
+    check = check_backbone if isinstance(config, RewardModelConfig) else check_causal_lm
+    folder = _folder(config.model.path, check, download, notes)
+    longest = max_positions(folder) if folder else None
+    if longest is not None and config.data.max_tokens > longest:
+        raise UserError(
+            f"data.max_tokens = {config.data.max_tokens}, but {config.model.path} was built for {longest} positions; "
+            "lower it"
+        )
+    on_hub = [path for path in (config.data.path, config.data.heldout_path) if path and is_hub_id(path)]
+    if on_hub and not download:
+        notes.append(f"feedback of {on_hub[0]} is on the hub: not checked, loaded when the run starts")
         return notes
-    return _check_online(config, run_dir, download)
+    feedback = open_feedback(config.data, config.seed)
+    train = config.train
+    notes += [f"{feedback.num_train} items to train on, {feedback.num_heldout} held out", *feedback.notes]
+    steps = train.max_steps or math.ceil(train.epochs * feedback.num_train / train.batch_size)
+    notes.append(f"about {steps} steps of {train.batch_size} rows over {train.num_workers} ranks")
+    return notes
 
 
 def _check_online(config: RunConfig, run_dir: Path, download: bool) -> list[str]:
@@ -157,11 +177,6 @@ def _check_prompts(config: RunConfig, policy: Path | None, notes: list[str]) -> 
     notes.extend(more)
     if len(train) < config.train.prompts_per_step:
         notes.append(f"a step takes {config.train.prompts_per_step} prompts, more than there are: some repeat in it")
-
-
-def _check_preferences(path: str) -> None:
-    if not is_hub_id(path) and path != "demo" and not Path(path).expanduser().is_file():
-        raise UserError(f"data.path: preference file {path} does not exist")
 
 
 def check_function(path: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import combinations, groupby
 from typing import Generic, TypeVar
 
-from rlhf_ray.evidence import Demonstration, Item, Pair, Ranking, Rating, Thumb
+from rlhf_ray.evidence import Demonstration, Item, Pair, PromptOnly, Ranking, Rating, Thumb
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ def _thumbs(items: Iterable[Item], left_out: Counter[str], middle: float) -> Ite
 def _demonstrations(items: Iterable[Item], left_out: Counter[str]) -> Iterator[Demonstration]:
     where, given = "", set[str]()
     for item in items:
-        place = item.where if isinstance(item, Demonstration) or not hasattr(item, "label") else item.label.where
+        place = item.where if isinstance(item, Demonstration | PromptOnly) else item.label.where
         if place != where:
             where, given = place, set()
         best = _best(item)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from rlhf_ray.data.fields import BadRow, Row, as_flag, as_row, given, label_of, refuse, weight_of
+from rlhf_ray.data.fields import BadRow, Row, as_flag, as_json, as_row, given, label_of, refuse, weight_of
 from rlhf_ray.data.messages import Messages, as_messages, as_prompt, conversation, is_hh, prompt_of
 from rlhf_ray.data.pairs import TWO_ANSWERS, chosen_and_rejected, compared
 from rlhf_ray.data.scores import OBJECTIVES, ranking, rating, ratings_of_responses
@@ -100,7 +100,7 @@ def _prompt_and_answer(row: Row) -> tuple[Messages, str]:
     if len(keys) > 1:
         raise BadRow(f"has both {keys[0]} and {keys[1]}", "keep the one that is judged")
     if not keys:
-        return conversation(row["messages"], "messages", None)
+        return conversation(as_json(row["messages"], "messages"), "messages", None)
     return conversation(row[keys[0]], keys[0], prompt_of(row))
 
 

@@ -80,7 +80,7 @@ def test_gzip_and_parquet_give_the_same_rows_as_jsonl(tmp_path: Path) -> None:
         ({"messages": [{"role": "robot", "content": "x"}]}, "row 2: messages: turn 1 has the role 'robot'"),
         ({"messages": [{"role": "user", "content": None}]}, "row 2: messages: the content of turn 1 is null"),
         ({"messages": [{"role": "system", "content": "x"}]}, "row 2: messages has no user turn"),
-        ({"prompt": [{"role": "assistant", "content": "x"}]}, "row 2: prompt: turn 1 has the role assistant where user"),
+        ({"prompt": [{"role": "assistant", "content": "x"}]}, "row 2: prompt: turn 1 has the role assistant where"),
         ({"chosen": "Human: x"}, "row 2: chosen ends with a turn of the Human"),
         ({"chosen": "x"}, "row 2: chosen is text that does not begin with a turn"),
         ({"prompt": "x", "id": [1]}, "row 2: id is a list"),
