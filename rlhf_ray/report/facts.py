@@ -1,4 +1,4 @@
-"""The sentences and numbers of the report page, from `summary.json`. What is missing is said, not guessed."""
+"""Numbers of a run as words: tiles, shares of time, intervals, durations. What is missing is said, not guessed."""
 
 from __future__ import annotations
 
@@ -35,68 +35,46 @@ def number(values: Values, key: str) -> float | None:
     return float(value)
 
 
-def interval(summary: Values) -> tuple[float, float] | None:
-    """The 95 % interval of the gain, or None."""
-    raw = summary.get("reward_gain_ci95")
-    if not isinstance(raw, list) or len(raw) != 2:
+def interval(values: Values, key: str) -> tuple[float, float] | None:
+    """The two finite numbers under `key`, or None."""
+    raw = values.get(key)
+    if not isinstance(raw, list | tuple) or len(raw) != 2:
         return None
     ends = {"low": raw[0], "high": raw[1]}
     low, high = number(ends, "low"), number(ends, "high")
     return None if low is None or high is None else (low, high)
 
 
-def headline(summary: Values, steps_recorded: int) -> str:
-    """The result in one sentence; it claims a change only if the interval excludes zero."""
-    before, after = number(summary, "reward_before"), number(summary, "reward_after")
-    if before is None or after is None:
-        return f"No held-out result yet: {steps_recorded} training step{'' if steps_recorded == 1 else 's'} recorded"
-    gain = number(summary, "reward_gain")
-    gain = after - before if gain is None else gain
-    ends = interval(summary)
-    change = f"from {show(before)} to {show(after)}"
-    if ends is None:
-        return f"Held-out reward went {change} ({show(gain, sign=True)}; the interval is not known)"
-    low, high = ends
-    span = f"95% interval {show(low)} to {show(high)}"
-    if low > 0:
-        return f"Held-out reward rose {change} ({show(gain, sign=True)}, {span})"
-    if high < 0:
-        return f"Held-out reward fell {change} ({show(gain, sign=True)}, {span})"
-    return f"No clear change in held-out reward: {change} ({show(gain, sign=True)}, {span}, which includes zero)"
+def latest(records: Sequence[Values], key: str) -> float | None:
+    """The last finite number under `key` in the records, or None."""
+    return next((value for record in reversed(records) if (value := number(record, key)) is not None), None)
 
 
-def tiles(summary: Values, steps_recorded: int) -> tuple[list[Tile], list[str]]:
-    """The key figures, and the names of those that the run has not recorded."""
-    steps, ends = number(summary, "steps"), interval(summary)
-    sampled = f"sampled in {int(steps) if steps is not None else steps_recorded:,} training steps"
-    span = "95% interval not known" if ends is None else f"95% interval {show(ends[0])} to {show(ends[1])}"
-    tiles = [
-        _figure(summary, "Held-out gain", "reward_gain", lambda x: show(x, sign=True), span),
-        _figure(summary, "KL to reference", "kl_to_reference_per_token", lambda x: show(x, 3), "nats per token (k1)"),
-        _figure(summary, "Reward model", "rm_heldout_accuracy", "{:.0%}".format, "accuracy on held-out pairs"),
-        _figure(summary, "Rollouts", "rollouts", "{:,.0f}".format, sampled),
-        _figure(summary, "Total time", "seconds_total", duration, "wall clock, start to end"),
-        _figure(summary, "Peak memory", "peak_rss_gib", "{:.1f} GiB".format, "all processes together"),
-        _change(summary, "Cut-off answers", "truncated", "{:.0%}".format, "held-out answers at the length limit"),
-        _change(summary, "Answer length", "length", "{:.0f}".format, "tokens, mean of held-out answers"),
-        _change(summary, "Perplexity", "perplexity", "{:.1f}".format, "under the reference; a jump means broken text"),
-        _change(summary, "Distinct-2", "distinct2", "{:.2f}".format, "unique token pairs; low means repetition"),
-    ]
-    return [tile for tile in tiles if isinstance(tile, Tile)], [tile for tile in tiles if isinstance(tile, str)]
-
-
-def _figure(summary: Values, label: str, key: str, form: Callable[[float], str], note: str) -> Tile | str:
-    """The tile, or what is missing."""
-    value = number(summary, key)
+def figure(values: Values, label: str, key: str, form: Callable[[float], str], note: str) -> Tile | str:
+    """The tile of the number under `key`, or what is missing."""
+    value = number(values, key)
     return f"{label} ({key})" if value is None else Tile(label, form(value), note)
 
 
-def _change(summary: Values, label: str, key: str, form: Callable[[float], str], note: str) -> Tile | str:
+def change(values: Values, label: str, key: str, form: Callable[[float], str], note: str) -> Tile | str:
     """The tile of a figure before and after training, or what is missing."""
-    first, last = number(summary, f"{key}_before"), number(summary, f"{key}_after")
+    first, last = number(values, f"{key}_before"), number(values, f"{key}_after")
     if first is None or last is None:
         return f"{label} ({key}_before, {key}_after)"
     return Tile(label, f"{form(first)} → {form(last)}", note)
+
+
+def costs(summary: Values, note: str = "wall clock, start to end") -> list[Tile | str]:
+    """Time and memory, which every kind of run has."""
+    return [
+        figure(summary, "Total time", "seconds_total", duration, note),
+        figure(summary, "Peak memory", "peak_rss_gib", "{:.1f} GiB".format, "all processes together"),
+    ]
+
+
+def split(tiles: Sequence[Tile | str]) -> tuple[list[Tile], list[str]]:
+    """The tiles, and the names of those that are missing."""
+    return [tile for tile in tiles if isinstance(tile, Tile)], [tile for tile in tiles if isinstance(tile, str)]
 
 
 def time_shares(summary: Values) -> list[Share]:
@@ -114,6 +92,21 @@ def show(value: float, digits: int = 2, sign: bool = False) -> str:
     """`value` with a true minus sign, and a plus sign if asked."""
     text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
     return text.replace("-", "\u2212")
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """`71.3%`."""
+    return f"{show(100 * value, digits)}%"
+
+
+def span(ends: tuple[float, float] | None, form: Callable[[float], str]) -> str:
+    """`95% interval 0.1 to 0.3`, or that it is not known."""
+    return "95% interval not known" if ends is None else f"95% interval {form(ends[0])} to {form(ends[1])}"
+
+
+def plural(count: float, thing: str) -> str:
+    """`1 step`, `1,200 steps`."""
+    return f"{count:,.0f} {thing}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

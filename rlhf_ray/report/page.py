@@ -6,39 +6,36 @@ content security policy lets only the page's own two scripts run and nothing loa
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf_ray import metrics as m
 from rlhf_ray.errors import UserError
-from rlhf_ray.report.answers import choose, rewards_by_prompt
-from rlhf_ray.report.curves import build_charts
-from rlhf_ray.report.facts import flatten, headline, interval, number, show, tiles, time_shares
+from rlhf_ray.report.content import Column, Content
+from rlhf_ray.report.facts import flatten, number, plural, show
+from rlhf_ray.report.files import RunFiles, read_run
+from rlhf_ray.report.online import online_content
+from rlhf_ray.report.preference import preference_content
+from rlhf_ray.report.reward import reward_content
+from rlhf_ray.report.sft import sft_content
 from rlhf_ray.rundir.commit import replace_file
-from rlhf_ray.rundir.lines import finite, read_lines
-from rlhf_ray.rundir.rollout_table import read_rollouts
+from rlhf_ray.rundir.lines import finite
 
 _LAST = 200  # rows of the tables of steps and events
-_COLUMNS = (
-    ("Reward", m.REWARD_MEAN, 3),
-    ("KL per token", m.KL_PER_TOKEN, 4),
-    ("KL coefficient", m.KL_COEF, 4),
-    ("Length", m.LENGTH_MEAN, 1),
-    ("Cut-off share", m.TRUNCATED, 2),
-    ("Entropy", m.ENTROPY, 3),
-    ("Value loss", m.CRITIC_LOSS, 4),
-    ("Explained variance", m.CRITIC_EXPLAINED_VARIANCE, 3),
-    ("Seconds", m.TIME_STEP, 1),
-)
+_CONTENTS = {
+    "online": online_content,
+    "reward": reward_content,
+    "sft": sft_content,
+    "preference": preference_content,
+}
 
 
 def write_report(run_dir: Path) -> Path:
     """Writes `run_dir/report.html` from what the run has left so far, and returns its path.
 
-    Files that are missing are named on the page. Raises `UserError` if `run_dir` is not a run, or if a file is broken.
+    What the page shows depends on `kind` in config.yaml. Files that are missing are named on it. Raises `UserError` if
+    `run_dir` is not a run, or if a file is broken.
     """
     if not any((run_dir / name).is_file() for name in ("config.yaml", "metrics.jsonl", "summary.json")):
         raise UserError(f"{run_dir} is not a run directory: it has no config.yaml, metrics.jsonl or summary.json.")
@@ -54,77 +51,43 @@ def write_report(run_dir: Path) -> Path:
     )
     environment.filters |= {"show": show}
     try:
-        content = _content(run_dir)
+        files = read_run(run_dir)
+        content = _CONTENTS[files.kind](files)
+        variables = _variables(files, content)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{run_dir}: a file of the run cannot be read ({error}). Repair or remove it.") from error
     template = environment.get_template("page.html.j2")
-    page = template.render(**content, plotly_js=get_plotlyjs(), nonce=secrets.token_urlsafe(16))
+    page = template.render(**variables, plotly_js=get_plotlyjs(), nonce=secrets.token_urlsafe(16))
     path = run_dir / "report.html"
     replace_file(path, page)
     return path
 
 
-def _content(run_dir: Path) -> dict[str, object]:
+def _variables(files: RunFiles, content: Content) -> dict[str, object]:
     """The variables of the template."""
-    summary, manifest = _json(run_dir / "summary.json"), _json(run_dir / "manifest.json")
-    records, events = read_lines(run_dir / "metrics.jsonl"), read_lines(run_dir / "events.jsonl")
-    before, after = _answers(run_dir / "eval" / "before.parquet"), _answers(run_dir / "eval" / "after.parquet")
-    found, missing = tiles(summary, len(records))
-    charts = build_charts(records, rewards_by_prompt(before, after))
-    config = run_dir / "config.yaml"
+    manifest, records, events = files.manifest, files.records, files.events
     return {
-        "name": str(manifest.get("name") or run_dir.resolve().name),
+        "content": content,
+        "name": str(manifest.get("name") or files.path.resolve().name),
         "created": str(manifest.get("created") or "")[:16].replace("T", " "),
         "command": manifest.get("command"),
-        "headline": headline(summary, len(records)),
-        "outcome": _outcome(summary),
-        "tiles": found,
-        "missing": missing,
-        "absent_files": _absent(run_dir),
-        "policy_dir": summary.get("policy_dir"),
-        "shares": time_shares(summary),
-        "charts": charts,
-        "specs": finite([chart.spec() for chart in charts]),
-        "groups": choose(before, after),
-        "heldout": len({row["prompt_id"] for row in after}),
+        "unfinished": _unfinished(files),
+        "specs": finite([chart.spec() for chart in content.all_charts]),
         "events": _events(events[-_LAST:]),
         "events_left_out": max(0, len(events) - _LAST),
-        "columns": [label for label, _, _ in _COLUMNS],
-        "steps": _table(records[-_LAST:]),
+        "steps": _table(records[-_LAST:], content.columns),
         "steps_left_out": max(0, len(records) - _LAST),
-        "config_yaml": config.read_text(encoding="utf-8") if config.is_file() else None,
+        "config_yaml": files.config_yaml,
         "facts": flatten({key: value for key, value in manifest.items() if key not in ("command", "created")}),
     }
 
 
-def _outcome(summary: Mapping[str, object]) -> str:
-    """`up`, `down`, `same` or `unknown`, as the headline says."""
-    ends = interval(summary)
-    if ends is None:
-        return "unknown"
-    return "up" if ends[0] > 0 else "down" if ends[1] < 0 else "same"
-
-
-def _absent(run_dir: Path) -> list[str]:
-    wanted = ["summary.json", "metrics.jsonl", "manifest.json", "config.yaml"]
-    wanted += ["eval/before.parquet", "eval/after.parquet"]
-    return [name for name in wanted if not (run_dir / name).is_file()]
-
-
-def _json(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
-    try:
-        value: object = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} is not a JSON object")
-    return value
-
-
-def _answers(path: Path) -> list[dict[str, object]]:
-    return read_rollouts(path) if path.is_file() else []
+def _unfinished(files: RunFiles) -> str | None:
+    """A sentence if the run says that it stopped early."""
+    if files.summary.get("finished", True):
+        return None
+    steps = number(files.summary, "steps")
+    return f"This run stopped before its end, after {plural(len(files.records) if steps is None else steps, 'step')}."
 
 
 def _events(events: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
@@ -144,9 +107,9 @@ def _events(events: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
     return rows
 
 
-def _table(records: Sequence[Mapping[str, object]]) -> list[tuple[str, list[str]]]:
+def _table(records: Sequence[Mapping[str, object]], columns: Sequence[Column]) -> list[tuple[str, list[str]]]:
     rows = []
     for record in records:
-        values = [(number(record, key), digits) for _, key, digits in _COLUMNS]
+        values = [(number(record, column.metric), column.digits) for column in columns]
         rows.append((str(record.get("step", "")), ["" if v is None else show(v, digits) for v, digits in values]))
     return rows

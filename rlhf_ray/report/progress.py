@@ -24,6 +24,18 @@ _ROWS = (
     (m.TRUNCATED, "truncated", "{:.0%}"),
     (m.ENTROPY, "entropy (nats)", "{:.2f}"),
     (m.CRITIC_EXPLAINED_VARIANCE, "critic explained variance", "{:.2f}"),
+    (m.TRAIN_LOSS, "loss", "{:.4f}"),
+    (m.HELDOUT_LOSS, "held-out loss", "{:.4f}"),
+    (m.TRAIN_ACCURACY, "accuracy (pairs)", "{:.1%}"),
+    (m.HELDOUT_ACCURACY, "held-out accuracy", "{:.1%}"),
+    (m.TRAIN_MARGIN, "margin", "{:.3f}"),
+    (m.TOKEN_ACCURACY, "token accuracy", "{:.1%}"),
+    (m.CHOSEN_REWARD, "implicit reward, chosen", "{:.3f}"),
+    (m.REJECTED_REWARD, "implicit reward, rejected", "{:.3f}"),
+    (m.BETA, "beta", "{:.4f}"),
+    (m.BETA_KL, "KL per answer (nats)", "{:.3f}"),
+    (m.BETA_TARGET_KL, "KL target (nats)", "{:.3f}"),
+    (m.TOKENS_PER_SECOND, "tokens a second", "{:,.0f}"),
 )
 _SHORT = (
     (m.REWARD_MEAN, "reward {:.2f}"),
@@ -31,7 +43,19 @@ _SHORT = (
     (m.LENGTH_MEAN, "len {:.1f}"),
     (m.TRUNCATED, "truncated {:.0%}"),
     (m.ENTROPY, "entropy {:.2f}"),
+    (m.TRAIN_LOSS, "loss {:.3f}"),
+    (m.TRAIN_ACCURACY, "accuracy {:.0%}"),
+    (m.TOKEN_ACCURACY, "token accuracy {:.0%}"),
+    (m.TRAIN_MARGIN, "margin {:.2f}"),
+    (m.BETA, "beta {:.3f}"),
+    (m.BETA_KL, "kl {:.2f}"),
+    (m.HELDOUT_LOSS, "held-out loss {:.3f}"),
+    (m.HELDOUT_ACCURACY, "held-out accuracy {:.0%}"),
+    (m.TOKENS_PER_SECOND, "{:,.0f} tokens/s"),
 )
+_RARE = (m.HELDOUT_LOSS, m.HELDOUT_ACCURACY)  # not measured in every step, so the last one stays on screen
+TITLES = {"reward": "Reward model", "sft": "Fine-tuning", "preference": "Preferences"}
+"""Of the runs on fixed data, by the kind of their config; an online run is called after its algorithm."""
 
 
 class ProgressView:
@@ -46,6 +70,7 @@ class ProgressView:
         self._step = 0
         self._phase = "starting"
         self._phase_step = 0
+        self._has_phases = False
         self._phase_since = time.time()
         self._started = time.time()
         self._events: deque[str] = deque(maxlen=_EVENTS_SHOWN)
@@ -73,6 +98,7 @@ class ProgressView:
                 self._take_metrics(record)
             elif record.get("type") == "phase":
                 self._phase = printable(str(record.get("phase")))
+                self._has_phases = True
                 self._phase_step = int(_number(record.get("step")) or 0)
                 self._phase_since = _number(record.get("time")) or time.time()
             elif record.get("type") == "event":
@@ -81,9 +107,11 @@ class ProgressView:
     def _take_metrics(self, record: Mapping[str, object]) -> None:
         values = {name: value for name, raw in record.items() if (value := _number(raw)) is not None}
         self._step = int(values.get("step", self._step))
-        self._latest = values
+        self._latest = {name: self._latest[name] for name in _RARE if name in self._latest} | values
         for name, value in values.items():
             self._first.setdefault(name, value)
+        if not self._has_phases and self._phase == "starting":  # a run on fixed data has no other phases
+            self._phase, self._phase_since = "training", time.time()
         if self._live is None:
             self._plain(step_line(values, self._num_steps))
 
@@ -108,7 +136,8 @@ class ProgressView:
         parts: list[Text | ProgressBar | Table] = [head, bar, doing]
         if self._latest:
             parts.append(self._numbers())
-            parts.append(Text("seconds  " + (_phases(self._latest) or "not known yet"), style="dim"))
+            if self._has_phases:
+                parts.append(Text("seconds  " + (_phases(self._latest) or "not known yet"), style="dim"))
         parts += [Text(f"! {sentence}", style="yellow") for sentence in self._events]
         return Group(*parts)
 

@@ -10,7 +10,8 @@ import pytest
 
 from rlhf_ray.errors import UserError
 from rlhf_ray.report.answers import choose
-from rlhf_ray.report.facts import duration, headline, tiles
+from rlhf_ray.report.facts import duration
+from rlhf_ray.report.online import headline, tiles
 from rlhf_ray.report.page import write_report
 from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.types import Message, Prompt, Rollout, Score
