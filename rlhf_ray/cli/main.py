@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from rlhf_ray.cli.data import data_app
 from rlhf_ray.errors import RunError, UserError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="RLHF on Ray: reward models and PPO from one YAML file. Start with [bold]rlhf-ray demo[/bold].",
 )
+app.add_typer(data_app, name="data")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
 
 

@@ -44,16 +44,19 @@ def _example(row: UsableRow, prompt: str, lengths: RowLengths | None) -> Example
 
 
 def _verdicts(items: Sequence[Item]) -> dict[str, str]:
-    """What is said about each answer, in words."""
-    said: dict[str, list[str]] = {}
+    """What is said about each answer, in words, e.g. "chosen by ann, bob; tie by eve"."""
+    said: dict[str, dict[str, list[str]]] = {}
     for item in items:
-        note = ""
-        if not isinstance(item, Demonstration | PromptOnly):
-            note += f" for {item.label.objective}" if item.label.objective != OVERALL else ""
-            note += f" by {item.label.annotator}" if item.label.annotator is not None else ""
+        label = None if isinstance(item, Demonstration | PromptOnly) else item.label
+        about = f" for {label.objective}" if label and label.objective != OVERALL else ""
         for answer, word in zip(answers_of(item), _words(item), strict=True):
-            said.setdefault(answer, []).append(word + note)
-    return {answer: ", ".join(words) for answer, words in said.items()}
+            people = said.setdefault(answer, {}).setdefault(word + about, [])
+            people += [label.annotator] if label and label.annotator is not None else []
+    return {answer: "; ".join(_with(people, word) for word, people in by.items()) for answer, by in said.items()}
+
+
+def _with(people: Sequence[str], word: str) -> str:
+    return f"{word} by {', '.join(people)}" if people else word
 
 
 def _words(item: Item) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -28,6 +28,10 @@ class Cleaned:
     path: str
     written: int
     dropped: Mapping[str, int]
+
+    def as_json(self) -> dict[str, object]:
+        """The same as a dictionary."""
+        return asdict(self)
 
 
 def fix(

@@ -100,6 +100,14 @@ def create_preference_data(
     return rows
 
 
+def known_kind(name: str) -> SyntheticKind:
+    """`name` as a kind; `UserError` if there is no such kind."""
+    for kind in KINDS:
+        if kind == name:
+            return kind
+    raise UserError(f"kind = {name}: must be one of {', '.join(KINDS)}")
+
+
 def heldout_answers(
     num_prompts: int, answers_per_prompt: int = 8, prompt_templates: Sequence[str] | None = None, *, seed: int = 0
 ) -> list[ScoredAnswers]:
@@ -193,8 +201,7 @@ def _checked(
     objectives: Sequence[str],
 ) -> Sequence[float] | None:
     """`levels` without repetition, if all arguments are in range."""
-    if kind not in KINDS:
-        raise UserError(f"kind = {kind}: must be one of {', '.join(KINDS)}")
+    known_kind(kind)
     if not 0 <= label_noise < 0.5:
         raise UserError(f"label_noise = {label_noise:g}: must be at least 0 and below 0.5 (there, labels say nothing)")
     for name, value in (("num_samples", num_samples), ("annotators", annotators)):
