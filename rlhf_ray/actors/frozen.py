@@ -12,7 +12,7 @@ from rlhf_ray.actors.stopwatch import Stopwatch
 from rlhf_ray.config import RewardConfig
 from rlhf_ray.models.causal_lm import CausalLM, load_causal_lm
 from rlhf_ray.models.device import compute_dtype, device
-from rlhf_ray.models.reward_model import RewardModel
+from rlhf_ray.models.reward.scorer import RewardScorer
 from rlhf_ray.rewards.base import ModelRewardConfig, RewardSourceConfig
 from rlhf_ray.rewards.functions import FunctionReward
 from rlhf_ray.rewards.rubric import Rubric, Source
@@ -73,7 +73,7 @@ class LearnedReward:
     """A reward model as a source."""
 
     def __init__(self, folder: Path) -> None:
-        self._model = RewardModel.load(folder)
+        self._model = RewardScorer.load(folder)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float]:
         """One number a rollout, in units of the standard deviation over the answers that trained the model."""

@@ -1,7 +1,7 @@
 """Losses of a reward model on pairs, rankings, ratings and thumbs, and their sum over a mixed batch.
 
 A score s is a log-strength: every model below is a probability of what people said, given scores, and its loss the
-negative logarithm, in float32 at least. The losses return one number an item; weighing and adding up is `mixed_loss`'s job.
+negative logarithm, in float32 at least. The losses return one number an item; `mixed_loss` weighs and adds up.
 """
 
 from __future__ import annotations

@@ -10,20 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rlhf_ray.errors import UserError
+from rlhf_ray.models.reward.spec import HEADS_FILE, SPEC_FILE, RewardSpec, backbone_folders, load_spec
 
 EMBEDDED = "smollm2-135m"
+ENCODER = "minilm-l6"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _DOWNLOADED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def is_local(path: str) -> bool:
-    """True for the embedded model, a folder that exists, and whatever is written like a file path."""
-    return path == EMBEDDED or Path(path).expanduser().exists() or not _HUB_ID.fullmatch(path)
+    """True for an embedded model, a folder that exists, and whatever is written like a file path."""
+    return path in (EMBEDDED, ENCODER) or Path(path).expanduser().exists() or not _HUB_ID.fullmatch(path)
 
 
 def resolve_model(path: str, download: bool = True) -> Path:
-    """The absolute local folder of a model: the embedded one, a local folder, or a hub id.
+    """The absolute local folder of a model: an embedded one, a local folder, or a hub id.
 
     With `download` False a hub model is looked up in the local cache only. Raises `UserError` if there is none.
     """
@@ -31,11 +33,17 @@ def resolve_model(path: str, download: bool = True) -> Path:
         from rlhf_ray.models.smollm2 import smollm2_folder
 
         return smollm2_folder()
+    if path == ENCODER:
+        from rlhf_ray.models.minilm import minilm_folder
+
+        return minilm_folder()
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder.resolve()
     if is_local(path):
-        raise UserError(f"model folder {path} does not exist; give a folder, a hub id (owner/name) or {EMBEDDED}")
+        raise UserError(
+            f"model folder {path} does not exist; give a folder, a hub id (owner/name), {EMBEDDED} or {ENCODER}"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -57,8 +65,25 @@ def check_causal_lm(folder: Path) -> None:
         raise UserError(f"model folder {folder}: holds a classifier ({_architecture(config)}), not a language model")
 
 
+def check_backbone(folder: Path) -> None:
+    """Raises `UserError` unless `folder` holds what a reward model can be trained from: a language model as above, or
+    an encoder such as BERT, which needs no chat template."""
+    from rlhf_ray.models.reward.build import backbone_kind
+
+    config = _check_folder(folder, chat_template=False)
+    if _is_classifier(config):
+        raise UserError(f"model folder {folder}: holds a classifier ({_architecture(config)}), not a base model")
+    if backbone_kind(folder) == "decoder":
+        _check_chat_template(folder)
+
+
 def check_reward_model(folder: Path) -> None:
-    """Raises `UserError` unless `folder` holds a sequence classifier of one label, complete as above."""
+    """Raises `UserError` unless `folder` holds a reward model: a sequence classifier of one label, complete as above,
+    or the parts that `reward_model.json` speaks of."""
+    spec = load_spec(folder)
+    if spec is not None:
+        _check_parts(folder, spec)
+        return
     config = _check_folder(folder)
     if not _is_classifier(config):
         raise UserError(
@@ -69,6 +94,18 @@ def check_reward_model(folder: Path) -> None:
     labels = config.get("num_labels", len(names) if isinstance(names, Mapping) else 2)  # 2: the library's default
     if labels != 1:
         raise UserError(f"reward model {folder}: has {labels} labels; a reward model has one")
+
+
+def check_critic_init(folder: Path) -> None:
+    """Raises `UserError` unless a critic can start from the reward model in `folder`, which `check_reward_model` has
+    seen: it takes over one decoder and one linear head."""
+    spec = load_spec(folder)
+    if spec is not None:
+        raise UserError(
+            f"critic.init = reward: the reward model {folder} ({spec.backbone}, {spec.architecture.type}, "
+            f"{len(spec.objectives)} objectives, {spec.members} members) is not one linear head on a decoder, which is "
+            "all that a critic can take over; set critic.init=policy"
+        )
 
 
 def same_tokenizer(folder_a: Path, folder_b: Path) -> bool:
@@ -88,7 +125,10 @@ def model_config(folder: Path) -> dict[str, object]:
 
 
 def max_positions(folder: Path) -> int | None:
-    """The longest sequence in tokens that the model was built for, or None if its config does not say."""
+    """The longest sequence in tokens that the model was built for, or None if its config does not say, or if it is a
+    reward model of several parts, which cuts what is longer."""
+    if (folder / SPEC_FILE).is_file():
+        return None
     value = model_config(folder).get("max_position_embeddings")
     return value if isinstance(value, int) else None
 
@@ -98,22 +138,46 @@ def count_parameters(folder: Path) -> int:
     from safetensors import safe_open
 
     total = 0
-    for file in _weight_files(folder):
+    spec = load_spec(folder)
+    parts = backbone_folders(folder, spec) if spec else []
+    for file in (file for part in (folder, *parts) for file in _weight_files(part)):
         with safe_open(file, framework="numpy") as weights:
             total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     return total
 
 
-def _check_folder(folder: Path) -> dict[str, object]:
+def _check_folder(folder: Path, chat_template: bool = True) -> dict[str, object]:
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"model folder {folder}: is a LoRA adapter; merge it into its base model first (peft)")
     config = model_config(folder)
     _check_weights(folder)
+    _check_tokenizer(folder)
+    if chat_template:
+        _check_chat_template(folder)
+    return config
+
+
+def _check_parts(folder: Path, spec: RewardSpec) -> None:
+    for part in backbone_folders(folder, spec):
+        model_config(part)
+        _check_weights(part)
+    if not (folder / HEADS_FILE).is_file():
+        raise UserError(f"reward model {folder}: has no {HEADS_FILE}; copy the folder again")
+    _check_weights(folder)
+    _check_tokenizer(folder)
+    if spec.backbone == "decoder":
+        _check_chat_template(folder)
+
+
+def _check_tokenizer(folder: Path) -> None:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise UserError(
             f"model folder {folder}: has no tokenizer ({', '.join(_TOKENIZER_FILES)}); save it there with "
             "tokenizer.save_pretrained"
         )
+
+
+def _check_chat_template(folder: Path) -> None:
     settings = folder / "tokenizer_config.json"
     in_settings = settings.is_file() and _read_json(settings, f"model folder {folder}").get("chat_template")
     if not (folder / "chat_template.jinja").is_file() and not in_settings:
@@ -121,7 +185,6 @@ def _check_folder(folder: Path) -> dict[str, object]:
             f"model folder {folder}: has no chat template (chat_template.jinja, or chat_template in "
             "tokenizer_config.json); take an instruction-tuned model, or add its template"
         )
-    return config
 
 
 def _check_weights(folder: Path) -> None:

@@ -1,30 +1,25 @@
-"""Reward models: a transformer backbone and one score, read at the last token of the rendered conversation.
+"""What lies beside every reward model on disk, its statistics and its tokenizer; and the plain one, untrained.
 
-Training (`rlhf_ray/offline/reward_worker.py`) and scoring share `encode`, so both see the same tokens.
+Networks, losses' carriers, files and scoring of all architectures are in `models/reward/`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from rlhf_ray.errors import UserError
-from rlhf_ray.models.device import compute_dtype, device
 from rlhf_ray.strict import Strict
-from rlhf_ray.types import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 STATS_FILE = "reward_stats.json"
-Conversation = tuple[tuple[Message, ...], str]
-"""The prompt's messages and the assistant's answer."""
 
 
 class RewardStats(Strict):
@@ -78,7 +73,7 @@ def make_reward_backbone(
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:num_layers]
     config.num_labels = 1
-    config.pad_token_id = _padding(load_tokenizer(model_folder), model_folder)
+    config.pad_token_id = own_padding(load_tokenizer(model_folder), model_folder)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
         model_folder, config=config, dtype=dtype, use_safetensors=True
     )
@@ -90,12 +85,13 @@ def make_reward_backbone(
     return model
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`; a `UserError` if it has no chat template, which says how a conversation is scored."""
+def load_tokenizer(folder: Path, backbone: Literal["decoder", "encoder"] = "decoder") -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`; a `UserError` if a decoder's has no chat template, which says how a conversation is
+    read."""
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
-    if not tokenizer.chat_template:
+    if backbone == "decoder" and not tokenizer.chat_template:
         raise UserError(f"{folder}: the tokenizer has no chat template; a reward model needs a chat model's folder")
     return tokenizer
 
@@ -108,113 +104,7 @@ def score_head(model: PreTrainedModel, folder: Path) -> Tensor:
     return weight
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], max_tokens: int
-) -> tuple[list[list[int]], int]:
-    """The rendered chat template of each conversation as token ids, and how many were longer than `max_tokens`.
-
-    Those lose their beginning, so that the answer stays whole as long as it fits. Control tokens spelled out in a text
-    are broken by a space: an answer must not be able to forge a turn and have that scored.
-    """
-    texts = [
-        tokenizer.apply_chat_template(
-            [_disarmed(message, tokenizer).as_dict() for message in (*prompt, Message("assistant", answer))],
-            tokenize=False,
-            add_generation_prompt=False,
-        )
-        for prompt, answer in conversations
-    ]
-    if not texts:
-        return [], 0
-    rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [row[-max_tokens:] for row in rows], sum(len(row) > max_tokens for row in rows)
-
-
-class RewardModel:
-    """A frozen reward model that scores conversations. `standardised` is False for a model without statistics, whose
-    scores stay raw; `truncated` counts the conversations that were cut so far."""
-
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stats: RewardStats | None, head: Tensor
-    ) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._head = head.detach().float()
-        self._mean, self._std = (stats.mean, stats.std) if stats else (0.0, 1.0)
-        self._max_tokens = stats.max_tokens if stats else int(model.config.max_position_embeddings)
-        self.standardised = stats is not None
-        self.truncated = 0
-
-    @classmethod
-    def load(cls, folder: Path, dtype: str = "auto") -> RewardModel:
-        """The reward model in `folder`: safetensors of one label, tokenizer, chat template and `reward_stats.json`.
-
-        Raises `UserError` if the folder holds something else.
-        """
-        from transformers import AutoModelForSequenceClassification
-
-        stats, tokenizer = load_stats(folder), load_tokenizer(folder)
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=compute_dtype(dtype), use_safetensors=True, output_loading_info=True
-        )
-        score_head(model, folder)
-        if "score.weight" in found["missing_keys"]:
-            raise UserError(f"{folder}: a language model without a trained score head; train a reward model from it")
-        model = model.to(device()).eval()
-        return cls(model, tokenizer, stats, model.score.weight)
-
-    def score(self, conversations: Sequence[Conversation], token_budget: int = 4096) -> list[float]:
-        """(raw score - mean) / std of each conversation, in their order; `token_budget` bounds a forward pass."""
-        return [(raw - self._mean) / self._std for raw in self.raw_scores(conversations, token_budget)]
-
-    def raw_scores(self, conversations: Sequence[Conversation], token_budget: int = 4096) -> list[float]:
-        """The head's output at the last token of each conversation, in their order."""
-        rows, truncated = encode(self._tokenizer, conversations, self._max_tokens)
-        self.truncated += truncated
-        scores = [0.0] * len(rows)
-        for chunk in _chunks([len(row) for row in rows], token_budget):
-            for index, value in zip(chunk, self._forward([rows[i] for i in chunk]), strict=True):
-                scores[index] = value
-        return scores
-
-    @torch.inference_mode()
-    def _forward(self, rows: list[list[int]]) -> list[float]:
-        """Raw scores of `rows`, padded on the right and read at the last attended token.
-
-        The attention mask says where a text ends; the padding token's id does not, because a text may contain it.
-        """
-        lengths = torch.tensor([len(row) for row in rows])
-        token_ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-        for index, row in enumerate(rows):
-            token_ids[index, : len(row)] = torch.tensor(row)
-        mask = torch.arange(token_ids.shape[1]) < lengths[:, None]
-        where = self._head.device
-        hidden = self._model.base_model(
-            input_ids=token_ids.to(where), attention_mask=mask.long().to(where), use_cache=False
-        ).last_hidden_state
-        last = hidden[torch.arange(len(rows), device=where), lengths.to(where) - 1].float()
-        values: list[float] = (last @ self._head[0]).tolist()
-        return values
-
-
-def _chunks(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Indices sorted by length, longest first, in chunks of at most `token_budget` tokens, padding included."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    start = 0
-    while start < len(order):
-        rows = max(1, token_budget // max(1, lengths[order[start]]))
-        yield order[start : start + rows]
-        start += rows
-
-
-def _disarmed(message: Message, tokenizer: PreTrainedTokenizerBase) -> Message:
-    content = message.content
-    for spelling in tokenizer.all_special_tokens:
-        content = content.replace(spelling, f"{spelling[0]} {spelling[1:]}")
-    return Message(message.role, content)
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
+def own_padding(tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
     """The id of the padding token, which must differ from the end of sequence."""
     pad = tokenizer.pad_token_id
     if not isinstance(pad, int) or pad == tokenizer.eos_token_id:

@@ -1,10 +1,11 @@
-"""A chat model small enough for tests: the Llama architecture with random weights from a seed, no files needed."""
+"""Models small enough for tests: a Llama that chats and a BERT, with random weights from a seed, no files needed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
@@ -63,7 +64,45 @@ def tiny_model(folder: Path, seed: int = 0, vocab_size: int = 512) -> Path:
     return folder
 
 
-def _tokenizer(vocab_size: int):  # type: ignore[no-untyped-def]  # tokenizers ships no types
+def tiny_encoder(folder: Path, seed: int = 0, vocab_size: int = 512) -> Path:
+    """Creates an encoder of 0.4 M parameters in `folder` and returns `folder`.
+
+    Two BERT layers of width 128 (4 heads), 512 positions, the byte pairs of `tiny_model`, and BERT's control tokens
+    around one text or two. The same seed gives the same files.
+    """
+    import torch
+    from tokenizers import processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    pad, unknown, begin, separator, mask = BERT_TOKENS
+    backend = _tokenizer(vocab_size, BERT_TOKENS)
+    ids = [(token, backend.token_to_id(token)) for token in (begin, separator)]
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {separator}", pair=f"{begin} $A {separator} $B:1 {separator}:1", special_tokens=ids
+    )
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers is partly untyped
+        tokenizer_object=backend, pad_token=pad, unk_token=unknown, cls_token=begin, sep_token=separator,
+        mask_token=mask, model_max_length=512,
+    )  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertModel(config, add_pooling_layer=False)  # type: ignore[no-untyped-call]  # as above
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _tokenizer(vocab_size: int, special_tokens: tuple[str, ...] = SPECIAL_TOKENS):  # type: ignore[no-untyped-def]  # tokenizers ships no types
     """A byte-level BPE tokenizer: all 256 bytes, the special tokens, and merges learned from `CORPUS`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -72,7 +111,7 @@ def _tokenizer(vocab_size: int):  # type: ignore[no-untyped-def]  # tokenizers s
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(special_tokens),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -33,9 +33,7 @@ class ValueModel(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(
-        self, token_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]
-    ) -> Float[Tensor, "B T"]:
+    def forward(self, token_ids: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """Values, `[B, T]` float32, aligned to `token_ids`: `values[b, t]` has seen the tokens before t only."""
         hidden = self.backbone(input_ids=token_ids, attention_mask=attention_mask.long(), use_cache=False)
         values = self.head(hidden.last_hidden_state)
@@ -44,15 +42,20 @@ class ValueModel(nn.Module):
 
 def load_value_model(folder: Path, init: str) -> ValueModel:
     """A critic from a reward model's folder (`init="reward"`: backbone, head and its scaling) or from a policy's
-    (`init="policy"`: backbone and a zero head)."""
+    (`init="policy"`: backbone and a zero head).
+
+    Raises `UserError` for a reward model that is not one linear head on a decoder.
+    """
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     if init == "policy":
         backbone = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
         return ValueModel(backbone.eval(), ValueHead(backbone.config.hidden_size))
 
+    from rlhf_ray.models.folder import check_critic_init
     from rlhf_ray.models.reward_model import read_reward_stats
 
+    check_critic_init(folder)
     classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     head = ValueHead(classifier.config.hidden_size)
     mean, std = read_reward_stats(folder)

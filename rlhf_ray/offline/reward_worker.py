@@ -21,15 +21,10 @@ from rlhf_ray.machine import cpu_cores
 from rlhf_ray.models.device import compute_dtype
 from rlhf_ray.models.engine import import_deepspeed
 from rlhf_ray.models.folder import resolve_model
-from rlhf_ray.models.reward_model import (
-    Conversation,
-    RewardModel,
-    RewardStats,
-    encode,
-    load_tokenizer,
-    make_reward_backbone,
-    save_stats,
-)
+from rlhf_ray.models.reward.scorer import RewardScorer
+from rlhf_ray.models.reward.spec import RewardSpec
+from rlhf_ray.models.reward.text import Conversation, Encoded, TextEncoder
+from rlhf_ray.models.reward_model import RewardStats, load_tokenizer, make_reward_backbone, save_stats
 
 STATS_PAIRS = 128
 """Training pairs behind mean and std: enough for both to within some 6 %, and scoring all of a large set is slow."""
@@ -79,8 +74,9 @@ def _train(
     # Else a report of the dropped layers, as if that were a mistake.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers is partly untyped
     tokenizer = load_tokenizer(folder)
-    chosen, cut_chosen = encode(tokenizer, [(p.prompt, p.chosen) for p in pairs], config.data.max_tokens)
-    rejected, cut_rejected = encode(tokenizer, [(p.prompt, p.rejected) for p in pairs], config.data.max_tokens)
+    encoder = TextEncoder(tokenizer, RewardSpec(backbone="decoder", max_tokens=config.data.max_tokens))
+    chosen, cut_chosen = _rows(encoder([(p.prompt, p.chosen) for p in pairs]))
+    rejected, cut_rejected = _rows(encoder([(p.prompt, p.rejected) for p in pairs]))
     if any(row[-1] == tokenizer.pad_token_id for row in chosen):
         raise UserError(f"{folder}: the chat template ends with the padding token, so the end of a text is not seen")
     # Made before the training arguments: under ZeRO-3 they turn every later load into a partitioned one.
@@ -99,6 +95,11 @@ def _train(
     trainer.train()
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
     return {name: weight.detach().cpu() for name, weight in state.items()}, cut_chosen + cut_rejected
+
+
+def _rows(encoded: Sequence[Encoded]) -> tuple[list[list[int]], int]:
+    """Token ids, and how many conversations were cut."""
+    return [list(row.ids) for row in encoded], sum(row.truncated for row in encoded)
 
 
 def _arguments(config: RewardModelConfig) -> Any:
@@ -213,7 +214,7 @@ def _measure(
     """
     raw = RewardStats(mean=0.0, std=1.0, answers=0, max_tokens=config.data.max_tokens)
     save_stats(folder, raw)  # cuts like training; replaced by the measured ones
-    model = RewardModel.load(folder, config.model.dtype)
+    model = RewardScorer.load(folder, config.model.dtype)
     drawn = random.Random(config.seed).sample(list(train), min(STATS_PAIRS, len(train)))
     seen = model.raw_scores(_answers(drawn))
     std = statistics.pstdev(seen)

@@ -11,7 +11,8 @@ from transformers import AutoModelForSequenceClassification
 from rlhf_ray.config import RewardModelConfig
 from rlhf_ray.data.preferences import read_preferences, split_by_prompt
 from rlhf_ray.errors import UserError
-from rlhf_ray.models.reward_model import RewardModel, load_stats
+from rlhf_ray.models.reward.scorer import RewardScorer
+from rlhf_ray.models.reward_model import load_stats
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.offline.reward import train_reward_model, wilson_interval
 
@@ -73,7 +74,7 @@ def test_learns_saves_and_reloads(
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
 
     folder = tmp_path / "run" / "model"
-    model = RewardModel.load(folder)
+    model = RewardScorer.load(folder)
     right = sum(a > b for a, b in (model.score([(p.prompt, p.chosen), (p.prompt, p.rejected)]) for p in heldout))
     assert right == round(accuracy * len(heldout))
     scores = model.score([(p.prompt, answer) for p in train for answer in (p.chosen, p.rejected)])

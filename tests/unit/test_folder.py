@@ -11,7 +11,9 @@ from tiny_folders import model_folder, reward_folder
 
 from rlhf_ray.errors import UserError
 from rlhf_ray.models.folder import (
+    check_backbone,
     check_causal_lm,
+    check_critic_init,
     check_reward_model,
     count_parameters,
     max_positions,
@@ -26,6 +28,7 @@ def test_whole_folders_pass(tmp_path: Path) -> None:
     policy, reward = model_folder(tmp_path / "policy"), reward_folder(tmp_path / "reward")
     check_causal_lm(policy)
     check_reward_model(reward)
+    check_critic_init(reward)
     assert (max_positions(policy), count_parameters(policy)) == (512, 20)
     assert resolve_model(str(policy)) == policy
 
@@ -81,6 +84,24 @@ def test_the_two_kinds_are_not_taken_for_each_other(tmp_path: Path) -> None:
     two = model_folder(tmp_path / "two", architectures=["LlamaForSequenceClassification"])
     with pytest.raises(UserError, match="has 2 labels"):
         check_reward_model(two)
+    with pytest.raises(UserError, match="holds a classifier"):
+        check_backbone(reward)
+
+
+def test_an_encoder_needs_no_chat_template(tmp_path: Path) -> None:
+    encoder = model_folder(tmp_path / "encoder", architectures=["BertModel"], model_type="bert")
+    decoder = model_folder(tmp_path / "decoder", model_type="llama")
+    check_backbone(decoder)
+    for folder in (encoder, decoder):
+        (folder / "chat_template.jinja").unlink()
+    check_backbone(encoder)
+    with pytest.raises(UserError, match="decoder: has no chat template"):
+        check_backbone(decoder)
+    other = model_folder(tmp_path / "other", architectures=["T5Model"], model_type="t5")
+    with pytest.raises(UserError, match="not t5"):
+        check_backbone(other)
+    with pytest.raises(UserError, match="names no known architecture"):
+        check_backbone(model_folder(tmp_path / "unknown"))
 
 
 def test_tokenizers_are_compared_by_their_ids(tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
-"""The test model: small, deterministic, loadable, with an end of sequence that is not the padding."""
+"""The test models: small, deterministic, loadable, with an end of sequence that is not the padding."""
 
 import hashlib
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_ray.models.tiny import tiny_model
+from rlhf_ray.models.tiny import tiny_encoder, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +54,31 @@ def test_same_seed_same_files(folder: Path, tmp_path: Path) -> None:
     assert _digest(again) == _digest(folder)
     assert _digest(other)["model.safetensors"] != _digest(folder)["model.safetensors"]
     assert _digest(other)["tokenizer.json"] == _digest(folder)["tokenizer.json"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def test_the_encoder_loads_and_is_small(encoder: Path) -> None:
+    model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
+    weights = sum(parameter.numel() for name, parameter in model.named_parameters() if "pooler" not in name)
+    assert weights < 500_000
+    assert model.config.vocab_size == len(tokenizer) <= 512 and model.dtype == torch.float32
+    assert model.config.pad_token_id == tokenizer.pad_token_id == 0
+
+
+def test_the_encoder_marks_one_text_and_two(encoder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    assert tokenizer.decode(tokenizer("hello").input_ids) == "[CLS]hello[SEP]"
+    pair = tokenizer("the sun", "the moon", return_token_type_ids=True)
+    assert tokenizer.decode(pair.input_ids) == "[CLS]the sun[SEP]the moon[SEP]"
+    first = tokenizer("the sun").input_ids
+    assert pair.token_type_ids == [0] * len(first) + [1] * (len(pair.input_ids) - len(first))
+
+
+def test_the_encoder_comes_from_its_seed(encoder: Path, tmp_path: Path) -> None:
+    again, other = tiny_encoder(tmp_path / "again"), tiny_encoder(tmp_path / "other", seed=1)
+    assert _digest(again) == _digest(encoder)
+    assert _digest(other)["model.safetensors"] != _digest(encoder)["model.safetensors"]
