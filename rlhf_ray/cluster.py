@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config import PlacementConfig, RewardModelConfig, RunConfig
+from rlhf_ray.config import AnyOfflineConfig, PlacementConfig, RunConfig
 from rlhf_ray.config_file import dump_config
 from rlhf_ray.errors import RunError, UserError
 from rlhf_ray.evaluation.memory import PeakMemory
 from rlhf_ray.machine import cpu_cores
 from rlhf_ray.models.folder import resolve_model
+from rlhf_ray.offline.launch import STOP_FILE, create_run, follow, start
 from rlhf_ray.report.page import write_report
 from rlhf_ray.report.progress import ProgressView
 from rlhf_ray.resources import feasible, requests
@@ -91,12 +92,57 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
     return summary
 
 
-def launch_reward(config: RewardModelConfig, run_dir: Path) -> dict[str, Any]:
-    """Trains the reward model of `config` into `run_dir`; returns its summary."""
-    from rlhf_ray.offline.reward import train_reward_model
+def launch_offline(config: AnyOfflineConfig, run_dir: Path, resume: bool, command: str) -> dict[str, Any]:
+    """Runs a reward, sft or preference `config` in `run_dir`, shows its progress, writes the report; returns the
+    summary.
 
-    with connected(config.placement, config.num_workers * config.cpus_per_worker):
-        return train_reward_model(config, run_dir)
+    Errors and signals as in `launch`. With more than one node, `run_dir` must be on a shared file system.
+    """
+    began, run_dir = time.monotonic(), run_dir.resolve()
+    folder = resolve_model(config.model.path)
+    with PeakMemory() as memory, connected(config.placement, config.train.num_workers * config.train.cpus_per_worker):
+        if not resume:
+            create_run(config, run_dir, dump_config(config), command)
+        with alone_in(run_dir):
+            if resume:
+                accept_changes(run_dir, config)
+            figures = _watch_offline(config, folder, run_dir)
+    summary = {
+        "kind": config.kind,
+        **figures,
+        "seconds_total": time.monotonic() - began,
+        "peak_rss_gib": memory.peak_gib,
+        "report": str(run_dir / "report.html"),
+        "command": command,
+    }
+    write_summary(run_dir, summary)
+    write_report(run_dir)
+    return summary
+
+
+def _watch_offline(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, Any]:
+    """Shows progress until the run is over; an interrupt asks it to end and commit after its step."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    (run_dir / STOP_FILE).unlink(missing_ok=True)
+    running = start(config, folder, run_dir)
+    with ProgressView(config.train.max_steps or 0, config.kind.upper()) as view:
+        try:
+            for news in follow(running, run_dir, config.train.deadline_s):
+                view.update(news)
+            figures: dict[str, Any] = ray.get(running)
+        except KeyboardInterrupt:
+            print("stopping: this step ends and commits first; interrupt again to stop at once", flush=True)
+            (run_dir / STOP_FILE).touch()
+            for news in follow(running, run_dir, config.train.deadline_s):
+                view.update(news)
+            raise
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError | RunError):
+                raise error.cause from None
+            raise RunError(f"{error.cause}") from error
+    return figures
 
 
 def _watch(controller: Any, config: RunConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf_ray.config import RunConfig
+from rlhf_ray.config import AnyConfig
 from rlhf_ray.config_file import dump_config, load_config
 from rlhf_ray.errors import UserError
 from rlhf_ray.rundir.commit import replace_file
@@ -26,7 +26,7 @@ def alone_in(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def accept_changes(run_dir: Path, config: RunConfig) -> None:
+def accept_changes(run_dir: Path, config: AnyConfig) -> None:
     """Makes `config` the one of the run at `run_dir`, unless it differs in what the checkpoint depends on."""
     old = load_config(run_dir / "config.yaml", [])
     before, after = old.model_dump(mode="json"), config.model_dump(mode="json")

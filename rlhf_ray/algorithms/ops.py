@@ -134,6 +134,12 @@ def k3(logprobs: Float[Tensor, "B T"], ref_logprobs: Float[Tensor, "B T"]) -> Fl
 
 
 @torch.no_grad()
+def full_kl(logits: Float[Tensor, "N V"], ref_logits: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
+    """The exact KL(policy || reference) of two next-token distributions, nats, float32; no sampling noise."""
+    logp = torch.log_softmax(logits.float(), dim=-1)
+    return (logp.exp() * (logp - torch.log_softmax(ref_logits.float(), dim=-1))).sum(dim=-1)
+
+
 def gae(
     rewards: Float[Tensor, "B T"],
     values: Float[Tensor, "B T"],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rlhf_ray.cluster import launch, launch_reward
+from rlhf_ray.cluster import launch, launch_offline
 from rlhf_ray.config import RewardModelConfig, RunConfig
 from rlhf_ray.config_file import load_config
 from rlhf_ray.errors import UserError
@@ -37,8 +37,8 @@ def run_demo(run_dir: Path | None, *, as_json: bool) -> dict[str, object]:
         config = load_config(Path("demo.yaml"), [f"reward.sources.0.path={rewards / 'model'}"])
         assert isinstance(config, RunConfig)  # likewise
         console.rule("2/3  a reward model from 300 preference pairs: short, complete, courteous answers")
-        learned = launch_reward(reward, rewards)
-        console.print(f"held-out accuracy {learned['rm_heldout_accuracy']:.1%}")
+        learned = launch_offline(reward, rewards, False, "rlhf-ray demo")
+        console.print(f"held-out accuracy {learned['heldout_accuracy']:.1%}")
         console.rule("3/3  PPO: policy, critic, reference, reward and vLLM, each its own actor")
         for note in preflight(config, run_dir, resume=False):
             console.print(note, markup=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_ray.config import RewardModelConfig, RunConfig
+from rlhf_ray.config import AnyConfig, AnyOfflineConfig, RunConfig
 from rlhf_ray.config_file import dump_config, load_config
 from rlhf_ray.errors import UserError
 from rlhf_ray.machine import cpu_cores, memory_gib
@@ -24,8 +24,6 @@ def train_command(
     """Loads, checks and runs the config at `path`. Raises `UserError` before anything has started."""
     config = load_config(path, overrides)
     folder = run_dir or Path("runs", config.name)
-    if resume and isinstance(config, RewardModelConfig):
-        raise UserError("--resume: reward-model training starts over; choose a new --run-dir instead")
     notes = preflight(config, folder, resume, download=not dry_run)
     if dry_run:
         _show(config, [*notes, *_shortfall(config)], as_json)
@@ -41,14 +39,14 @@ def train_command(
         print(f"finished: {folder}")
 
 
-def _launch(config: RunConfig | RewardModelConfig, folder: Path, resume: bool, command: str) -> dict[str, object]:
+def _launch(config: AnyConfig, folder: Path, resume: bool, command: str) -> dict[str, object]:
     if isinstance(config, RunConfig):
         from rlhf_ray.cluster import launch
 
         return dict(launch(config, folder, resume, command))
-    from rlhf_ray.cluster import launch_reward
+    from rlhf_ray.cluster import launch_offline
 
-    return dict(launch_reward(config, folder))
+    return dict(launch_offline(config, folder, resume, command))
 
 
 def _command(path: str, overrides: Sequence[str], folder: Path, resume: bool) -> str:
@@ -56,9 +54,9 @@ def _command(path: str, overrides: Sequence[str], folder: Path, resume: bool) ->
     return shlex.join(words)
 
 
-def _shortfall(config: RunConfig | RewardModelConfig) -> list[str]:
+def _shortfall(config: AnyConfig) -> list[str]:
     """What this machine lacks for the run, as a note: a dry run may be made on another machine than the run."""
-    if isinstance(config, RewardModelConfig):
+    if not isinstance(config, RunConfig):
         return []
     cores, gpus, asked = cpu_cores(), _visible_gpus(), requests(config)
     wanted = sum(role.total_gpus for role in asked)
@@ -82,8 +80,8 @@ def _visible_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _show(config: RunConfig | RewardModelConfig, notes: Sequence[str], as_json: bool) -> None:
-    roles = requests(config) if isinstance(config, RunConfig) else [_reward_role(config)]
+def _show(config: AnyConfig, notes: Sequence[str], as_json: bool) -> None:
+    roles = requests(config) if isinstance(config, RunConfig) else [_group(config)]
     if as_json:
         described = [{"role": r.role, "actors": r.actors, "cpus_each": r.cpus, "gpus_each": r.gpus} for r in roles]
         print(json.dumps({"notes": list(notes), "roles": described, "config": config.model_dump(mode="json")}))
@@ -104,5 +102,6 @@ def _show(config: RunConfig | RewardModelConfig, notes: Sequence[str], as_json: 
     console.print("dry run: nothing was started")
 
 
-def _reward_role(config: RewardModelConfig) -> RoleRequest:
-    return RoleRequest("reward trainer", config.num_workers, config.cpus_per_worker, config.gpus_per_worker)
+def _group(config: AnyOfflineConfig) -> RoleRequest:
+    train = config.train
+    return RoleRequest(f"{config.kind} group", train.num_workers, train.cpus_per_worker, train.gpus_per_worker)

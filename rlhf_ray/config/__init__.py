@@ -19,10 +19,12 @@ from rlhf_ray.config.online import (
     TrainConfig,
 )
 
-AnyConfig = RunConfig | RewardModelConfig | SFTConfig | PreferenceConfig
+AnyOfflineConfig = RewardModelConfig | SFTConfig | PreferenceConfig
+AnyConfig = RunConfig | AnyOfflineConfig
 
 __all__ = [
     "AnyConfig",
+    "AnyOfflineConfig",
     "CriticConfig",
     "DeepSpeedConfig",
     "FrozenConfig",

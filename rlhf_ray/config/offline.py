@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from rlhf_ray.config.common import DeepSpeedConfig, Fraction, LoraConfig, ModelConfig, Name, PlacementConfig
 from rlhf_ray.data.feedback import FeedbackConfig
-from rlhf_ray.evidence import OVERALL, Kind
+from rlhf_ray.evidence import KINDS, OVERALL, Kind
 from rlhf_ray.strict import Strict
 
 
@@ -57,6 +57,7 @@ class OfflineTrainConfig(Strict):
 class OfflineConfig(Strict):
     """What all runs on fixed data have."""
 
+    kind: str
     name: Name
     seed: Annotated[int, Field(ge=0)] = 0
     model: ModelConfig = ModelConfig()
@@ -117,7 +118,8 @@ class RewardModelConfig(OfflineConfig):
     objectives: Annotated[tuple[str, ...], Field(min_length=1)] = (OVERALL,)
     combine: Annotated[WeightedConfig | GateConfig, Field(discriminator="type")] = WeightedConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
-    loss_weights: dict[Kind, NonNegativeFloat] = {"pair": 1.0, "ranking": 1.0, "rating": 1.0, "thumb": 1.0}
+    loss_weights: dict[Kind, NonNegativeFloat] = Field(default_factory=lambda: dict.fromkeys(KINDS, 1.0))
+    """How much an item of each kind counts in the loss."""
     center_coef: NonNegativeFloat = 0.01
     """Weight of the squared mean score of an item's answers, which keeps rewards around zero
     (Eisenstein et al. 2023, arXiv 2312.09244)."""
@@ -143,9 +145,15 @@ class SFTConfig(OfflineConfig):
 
 
 DPOLoss = Literal[
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "sigmoid", "cdpo", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 ]  # fmt: skip
+
+
+_SMOOTHED = {"cdpo", "robust", "exo_pair", "aot", "aot_unpaired"}
+_SORTING = {"aot", "aot_unpaired"}
+_DIVERGENT = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "cdpo", "discopop", "sft"}
+"""A term of the f-divergence cancels in the difference of chosen and rejected only, which these losses are made of."""
 
 
 class KLTargetConfig(Strict):
@@ -153,7 +161,8 @@ class KLTargetConfig(Strict):
 
     type: Literal["kl"]
     target_kl: PositiveFloat
-    """Mean k1 per response, summed over its tokens (nats per sequence), of the policy's own samples' stand-ins."""
+    """Nats per sequence: the exact KL of the next-token distributions, summed over the tokens of an answer, mean over
+    the batch's answers, chosen and rejected."""
     gain: PositiveFloat = 0.1
     """Largest relative change of beta in one step."""
     band: NonNegativeFloat = 0.1
@@ -182,7 +191,7 @@ class DPOConfig(Strict):
     """One for each loss of a combination; null: 1 each."""
     beta: PositiveFloat = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """The probability that a label is flipped, for `robust` (and aot, exo_pair); with `sigmoid` see `robust`."""
+    """The probability that a label is flipped: of `cdpo` (conservative), `robust` (unbiased), `aot` and `exo_pair`."""
     reference: Literal["initial", "none", "synced"] = "initial"
     """The policy before training; nothing (reference-free); or a copy that follows the policy (TR-DPO, full only)."""
     precompute_reference: bool = False
@@ -208,10 +217,24 @@ class DPOConfig(Strict):
     def _fits(self) -> DPOConfig:
         if self.loss_weights is not None and len(self.loss_weights) != len(self.losses):
             raise ValueError(f"loss_weights has {len(self.loss_weights)} numbers for {len(self.losses)} losses")
-        if "exo_pair" in self.losses and self.label_smoothing == 0:
-            raise ValueError("loss exo_pair needs label_smoothing above 0 (it takes its logarithm)")
+        smoothed = _SMOOTHED.intersection(self.losses)
+        if bool(smoothed - {"aot", "aot_unpaired"}) and self.label_smoothing == 0:
+            raise ValueError(f"loss {min(smoothed)} needs label_smoothing above 0")
+        if self.label_smoothing > 0 and not smoothed:
+            raise ValueError(f"label_smoothing is used by the losses {', '.join(sorted(_SMOOTHED))} only")
+        if "cdpo" in self.losses and len(smoothed) > 1:
+            raise ValueError("loss cdpo cannot be combined with another loss that reads label_smoothing")
+        if self.f_divergence != "reverse_kl" and not _DIVERGENT.issuperset(self.losses):
+            fitting = ", ".join(sorted(_DIVERGENT))
+            raise ValueError(f"f_divergence = {self.f_divergence} works with the losses {fitting} only")
+        if self.weighting and _SORTING.intersection(self.losses):
+            raise ValueError("weighting weighs pairs, and the losses aot and aot_unpaired take pairs apart")
         if self.reference == "synced" and self.precompute_reference:
             raise ValueError("reference = synced changes while training, so precompute_reference must be false")
+        if self.adaptive_beta is not None and (self.precompute_reference or self.reference == "none"):
+            raise ValueError(
+                "adaptive_beta measures the reference while training: set precompute_reference: false and a reference"
+            )
         return self
 
 

@@ -105,7 +105,7 @@ def verify(path: Path) -> list[str]:
                 problems.append(f"{name} is not in the manifest")
             elif file.stat().st_size != expected[name][1]:
                 problems.append(f"{name} has {file.stat().st_size} bytes instead of {expected[name][1]}")
-            elif _sha256(file) != expected[name][0]:
+            elif file_sha256(file) != expected[name][0]:
                 problems.append(f"{name} does not have the SHA-256 it was committed with")
     except (OSError, ValueError) as error:
         problems.append(str(error))
@@ -167,7 +167,7 @@ def _seal(folder: Path, meta_text: str) -> None:
     files: dict[str, dict[str, object]] = {}
     for file in _plain_files(folder):
         _fsync(file)
-        files[file.relative_to(folder).as_posix()] = {"sha256": _sha256(file), "size": file.stat().st_size}
+        files[file.relative_to(folder).as_posix()] = {"sha256": file_sha256(file), "size": file.stat().st_size}
     body: dict[str, object] = {"files": files, "meta": json.loads(meta_text)}
     body["sha256"] = _digest(body)
     manifest = folder / MANIFEST
@@ -211,7 +211,8 @@ def _plain_files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):

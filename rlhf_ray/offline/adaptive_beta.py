@@ -1,0 +1,94 @@
+"""Measures what an adaptive beta follows, from the passes that TRL's loss makes anyway.
+
+TRL's loss runs policy and reference, then uses `trainer.beta`. Hooks on both see their outputs in between, so the
+batch's own gap can set its own beta, and the KL costs two more products with the language-model head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_ray.algorithms.adaptive_beta import KLTarget, RewardGap
+from rlhf_ray.algorithms.ops import full_kl
+from rlhf_ray.config.offline import DPOConfig, KLTargetConfig
+from rlhf_ray.models.causal_lm import unwrapped
+
+Controller = KLTarget | RewardGap
+
+
+def make_controller(method: DPOConfig) -> Controller | None:
+    """The controller that the config asks for."""
+    asked = method.adaptive_beta
+    if asked is None:
+        return None
+    if isinstance(asked, KLTargetConfig):
+        return KLTarget(method.beta, asked.target_kl, asked.gain, asked.band, asked.smoothing, asked.beta_range)
+    return RewardGap(method.beta, asked.alpha, asked.momentum, asked.beta_range)
+
+
+class BetaProbe:
+    """Feeds `controller` (a KL once a step, a gap once a microbatch) and puts its beta into `trainer`."""
+
+    def __init__(self, trainer: Any, controller: Controller) -> None:
+        self._trainer, self._controller = trainer, controller
+        self._policy: Any = None
+        self._hidden: list[Tensor] = []
+        self._kls: list[float] = []
+        causal = unwrapped(trainer.model)
+        if trainer.ref_model is not None:
+            reference = unwrapped(trainer.accelerator.unwrap_model(trainer.ref_model))
+            self._watch(reference)
+        self._watch(causal)
+        trainer.beta = controller.beta
+
+    def _watch(self, causal: nn.Module) -> None:
+        causal.register_forward_hook(self._after_forward, with_kwargs=True)
+        decoder = causal.get_decoder()  # type: ignore[operator]  # transformers' method
+        decoder.register_forward_hook(self._after_decoder)
+
+    def _after_decoder(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        self._hidden.append(output.last_hidden_state.detach())
+
+    def _after_forward(self, module: nn.Module, arguments: Any, inputs: dict[str, Any], output: Any) -> None:
+        """The policy's pass comes first, then the reference's (the same module with its adapters off, if it has)."""
+        if not self._trainer.model.training or "labels" not in inputs:
+            self._hidden.clear()
+            return
+        if self._policy is None:
+            self._policy = output.log_probs.detach()
+            return
+        answered = inputs["labels"][:, 1:] != -100
+        if isinstance(self._controller, KLTarget):
+            self._kls.append(self._mean(self._kl(answered)))
+            if self._trainer.accelerator.sync_gradients:  # the last microbatch of the step
+                self._controller.observe(sum(self._kls) / len(self._kls))
+                self._kls.clear()
+        else:
+            self._controller.observe(self._mean(self._gap(output.log_probs, answered)))
+        self._trainer.beta = self._controller.beta
+        self._policy = None
+        self._hidden.clear()
+
+    def _gap(self, reference: Tensor, answered: Tensor) -> Tensor:
+        width = answered.shape[1]
+        ratios = ((self._policy - reference)[:, -width:] * answered).sum(dim=1)
+        pairs = len(ratios) // 2
+        return ratios[:pairs] - ratios[pairs:]
+
+    @torch.no_grad()
+    def _kl(self, answered: Tensor) -> Tensor:
+        """Exact KL of the next-token distributions, summed over each answer's tokens: `[2B]`, nats."""
+        head = unwrapped(self._trainer.model).get_output_embeddings()  # type: ignore[operator]  # transformers' method
+        policy, reference = (hidden[:, :-1][answered] for hidden in self._hidden)
+        per_token = torch.cat(
+            [full_kl(head(p), head(r)) for p, r in zip(policy.split(256), reference.split(256), strict=True)]
+        )
+        spread = torch.zeros(answered.shape, dtype=per_token.dtype, device=per_token.device)
+        return spread.masked_scatter(answered, per_token).sum(dim=1)
+
+    def _mean(self, values: Tensor) -> float:
+        """Over the batch and all ranks."""
+        return float(self._trainer.accelerator.reduce(values.float().mean(), "mean").item())

@@ -1,0 +1,182 @@
+"""The driver's side of an offline run: encode the data, keep a worker group going until it is done."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+from rlhf_ray import metrics as names
+from rlhf_ray.config import AnyOfflineConfig
+from rlhf_ray.data.feedback import open_feedback
+from rlhf_ray.errors import RunError, UserError
+from rlhf_ray.rundir.commit import newest_good, replace_file
+from rlhf_ray.rundir.journal import RunDirectory
+from rlhf_ray.rundir.lines import append_line, read_lines
+
+STOP_FILE = ".stop"
+_POLL_S = 0.5
+_FACTS = "prepared.json"
+
+
+def start(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> Any:
+    """A reference to the figures of the run, which goes on in a task of its own.
+
+    Ray Train's watchdog finds its cluster as the Ray command line does, by RAY_ADDRESS or by searching the machine, and
+    removes the workers if it hits upon another one. Hence a task with the right address in its environment, which
+    everything that it starts inherits.
+    """
+    import ray
+
+    environment = {"env_vars": {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}}
+    return ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_supervise).remote(config, folder, run_dir)
+
+
+def follow(running: Any, run_dir: Path, deadline_s: float) -> Iterator[list[dict[str, object]]]:
+    """News for the live view, every half second, until the run is over; then `ray.get(running)` answers.
+
+    `RunError` if nothing was written for `deadline_s`.
+    """
+    import ray
+
+    seen, news, last = {"metrics": 0, "event": 0}, list[dict[str, object]](), time.monotonic()
+    over = False
+    while not over:
+        over = bool(ray.wait([running], timeout=_POLL_S)[0])
+        news = []
+        for kind, file in (("metrics", "metrics.jsonl"), ("event", "events.jsonl")):
+            records = read_lines(run_dir / file)
+            news += [{"type": kind, **record} for record in records[seen[kind] :]]
+            seen[kind] = len(records)
+        if news:
+            last = time.monotonic()
+        elif not over and time.monotonic() - last > deadline_s:
+            ray.cancel(running, force=True)
+            raise RunError(f"the worker group of {run_dir.name} gave no sign for {deadline_s:.0f} s (train.deadline_s)")
+        yield news
+
+
+def _supervise(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
+    """Encodes, then runs worker groups until one finishes; each starts from the newest commit."""
+    began = time.monotonic()
+    facts = _encode(config, folder, run_dir)
+    encoded = time.monotonic()
+    for attempt in range(config.train.max_restarts + 1):
+        try:
+            figures = _fit(config, folder, run_dir)
+            break
+        except _GroupLostError as error:
+            good, _ = newest_good(run_dir / "checkpoints")
+            place = f"checkpoint {good.path.name}" if good else "the beginning"
+            if attempt == config.train.max_restarts:
+                raise RunError(f"{error}; train.max_restarts = {config.train.max_restarts} is used up") from error
+            _event(run_dir, "restart", f"{error}. The group starts again from {place}.")
+    seconds = {"encode": encoded - began, "train": time.monotonic() - encoded}
+    return {**facts, **figures, "seconds_by_phase": seconds, "tokens_per_second": _speed(run_dir)}
+
+
+def _encode(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
+    """Token ids on disk, once for a run and all its restarts; returns counts for the summary."""
+    from rlhf_ray.offline.worker import kind_of
+
+    done = run_dir / "data" / _FACTS
+    if done.is_file():
+        facts: dict[str, object] = json.loads(done.read_text(encoding="utf-8"))
+        return facts
+    feedback = open_feedback(config.data, config.seed)
+    counts, notes = kind_of(config, folder, run_dir).encode(feedback)
+    for note in [*feedback.notes, *notes]:
+        _event(run_dir, "data", note)
+    counts["dropped_rows"] = feedback.dropped
+    replace_file(done, json.dumps(counts, indent=2) + "\n")
+    return counts
+
+
+def _event(run_dir: Path, kind: str, sentence: str) -> None:
+    append_line(run_dir / "events.jsonl", {"time": time.time(), "kind": kind, "sentence": sentence})
+
+
+class _GroupLostError(Exception):
+    """A worker died or lost its peers: not a fault of what it ran, so the group may start again."""
+
+
+def _fit(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
+    """Runs one worker group to its end; returns rank 0's figures."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+    from ray.train.v2.api.result import Result
+
+    from rlhf_ray.offline.worker import train_worker
+
+    train, gpu = config.train, config.train.gpus_per_worker > 0
+    resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if gpu else {})
+    trainer = TorchTrainer(
+        train_worker,  # type: ignore[arg-type]  # Ray returns rank 0's value; its annotation is older
+        train_loop_config={"config": config, "folder": str(folder), "run_dir": str(run_dir)},
+        scaling_config=ScalingConfig(
+            num_workers=train.num_workers,
+            use_gpu=gpu,
+            resources_per_worker=resources,
+            placement_strategy=config.placement.strategy,
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=RunConfig(
+            name=f"group-{time.time_ns()}",
+            storage_path=str(run_dir / "ray_train"),
+            failure_config=FailureConfig(max_failures=0),  # `_supervise` tells a death from a fault of the code
+        ),
+    )
+    try:
+        result = cast(Result, trainer.fit())
+    except WorkerGroupError as error:
+        raise _explained(error.worker_failures) from error
+    except TrainingFailedError as error:
+        raise RunError(f"the worker group could not run: {error}") from error
+    if not isinstance(result.return_value, dict):
+        raise RunError("worker 0 ended without its figures; the log above says why")
+    return dict(result.return_value)
+
+
+def _explained(failures: Mapping[int, BaseException]) -> Exception:
+    """The first fault of the code that any rank has; if all died or lost their peers, `_GroupLostError`."""
+    ranks = sorted(failures.items())
+    for rank, cause in ranks:
+        if isinstance(cause, UserError):
+            return UserError(str(cause))
+        if not _is_loss(cause):
+            return RunError(f"worker {rank}: {type(cause).__name__}: {cause}")
+    return _GroupLostError("; ".join(f"worker {rank} was lost ({_first_line(cause)})" for rank, cause in ranks))
+
+
+def _is_loss(cause: BaseException) -> bool:
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import RayTrainError
+
+    broken_peers = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(cause, RayError | RayTrainError) or any(sign in str(cause) for sign in broken_peers)
+
+
+def _first_line(cause: BaseException) -> str:
+    lines = str(cause).strip().splitlines()
+    return lines[0] if lines else type(cause).__name__
+
+
+def _speed(run_dir: Path) -> float | None:
+    """The median over steps, the first left out: it warms caches."""
+    values = [record.get(names.TOKENS_PER_SECOND) for record in read_lines(run_dir / "metrics.jsonl")]
+    known = [float(value) for value in values[1:] if isinstance(value, int | float)]
+    return median(known) if known else None
+
+
+def create_run(config: AnyOfflineConfig, run_dir: Path, config_yaml: str, command: str) -> None:
+    """The run directory, with hashes of the data in its manifest."""
+    from rlhf_ray.data.files import data_files
+    from rlhf_ray.rundir.commit import file_sha256
+
+    paths = [config.data.path, *([config.data.heldout_path] if config.data.heldout_path else [])]
+    hashes = {str(file): file_sha256(file) for path in paths for file in data_files(path)}
+    RunDirectory.create(run_dir, config_yaml, {"command": command, "data_sha256": hashes})
