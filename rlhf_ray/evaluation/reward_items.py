@@ -7,10 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 from rlhf_ray.errors import RunError
 from rlhf_ray.evidence import Evidence, Kind, Pair, Ranking, Rating, Thumb
-from rlhf_ray.types import Message
+
+if TYPE_CHECKING:  # types.py loads torch, which a reader of an evaluation does not need
+    from rlhf_ray.types import Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rlhf_ray.evaluation.calibration import Calibration
 from rlhf_ray.evaluation.intervals import wilson_interval
@@ -19,7 +20,7 @@ _UNKNOWN = "not known"
 def findings(evaluation: RewardEvaluation) -> list[Finding]:
     """The cards for which there is evidence, in reading order."""
     found = [
-        Finding("kinds", "By kind of feedback", _kinds(evaluation), accuracy_table(evaluation.by_kind, "Kind")),
+        Finding("kinds", "By kind of feedback", _kinds(evaluation), _kinds_table(evaluation)),
         _categories(evaluation),
         _by("objectives", "By objective", "Each objective is judged by its own score.", evaluation.by_objective),
         _reliability(evaluation.pair_calibration, "pairs", "The answer with the higher score is the better one"),
@@ -38,13 +39,13 @@ def findings(evaluation: RewardEvaluation) -> list[Finding]:
     return [finding for finding in found if finding is not None]
 
 
-def accuracy_table(rows: Sequence[Accuracy], name: str, baseline: float = 0.5) -> Table:
-    """Accuracies with their intervals, drawn from 0 to 100 %."""
-    columns = [name, "Accuracy", "95% interval", "Decisions", "Prompts", "Equal scores", "Ties of people, left out"]
-    return Table(columns, [_row(row, baseline) for row in rows], "0% to 100%")
+def accuracy_table(rows: Sequence[Accuracy], name: str) -> Table:
+    """Accuracies with their intervals, drawn from 0 to 100 %. Score ties count half, human ties are left out."""
+    columns = [name, "Accuracy", "95% interval", "Decisions", "Prompts", "Score ties", "Human ties"]
+    return Table(columns, [_row(row) for row in rows], "0% to 100%")
 
 
-def _row(row: Accuracy, baseline: float) -> Row:
+def _row(row: Accuracy, baseline: float = 0.5) -> Row:
     counts = [f"{count:,}" for count in (row.decisions, row.prompts, row.score_ties, row.human_ties)]
     if row.accuracy is None or row.ci95 is None:
         return Row(row.name, None, [_UNKNOWN, "", *counts])
@@ -60,10 +61,20 @@ def _by(id: str, title: str, text: str, rows: Sequence[Accuracy]) -> Finding | N
 
 def _kinds(evaluation: RewardEvaluation) -> str:
     text = "Rankings and ratings count as the comparisons that they contain. Decisions about one prompt depend on each "
-    text += "other, and the intervals know it. The line marks chance."
+    text += (
+        "other, and the intervals know it. Equal scores count half, ties of people are left out. The line marks chance."
+    )
     if evaluation.thumbs_majority is not None:
-        text += f" Always saying the commoner thumb is right in {percent(evaluation.thumbs_majority)} of thumbs."
+        text = text.removesuffix(".")
+        text += f"; for thumbs, always giving the commoner one ({percent(evaluation.thumbs_majority)})."
     return text
+
+
+def _kinds_table(evaluation: RewardEvaluation) -> Table:
+    table = accuracy_table(evaluation.by_kind, "Kind")
+    majority = evaluation.thumbs_majority
+    rows = [_row(row, majority if row.name == "thumb" and majority else 0.5) for row in evaluation.by_kind]
+    return replace(table, rows=rows)
 
 
 def _categories(evaluation: RewardEvaluation) -> Finding | None:
@@ -144,7 +155,14 @@ def _scatter(length: LengthBias) -> Chart:
     panel = Panel("score difference", lines, kind="dots")
     label = "length difference (tokens)"
     return Chart(
-        "length-scatter", "Score difference by length difference", note, label, [panel], words, x_kind="number"
+        "length-scatter",
+        "Score difference by length difference",
+        note,
+        label,
+        [panel],
+        words,
+        wide=True,
+        x_kind="number",
     )
 
 

@@ -30,12 +30,12 @@ class Claim:
         if self.ci95 is None:
             return f"{said} (the interval is not known)"
         within = span(self.ci95, percent)
-        line = f"{percent(self.baseline)} ({self.baseline_name})"
+        line = f"{self.baseline_name} is {percent(self.baseline, 0)}"
         if self.ci95[0] > self.baseline:
-            return f"{said} ({within}, above {line})"
+            return f"{said} ({within}; {line})"
         if self.ci95[1] < self.baseline:
-            return f"Worse than {self.baseline_name}: {said[:1].lower()}{said[1:]} ({within}, below {line})"
-        return f"Not clearly better than {self.baseline_name}: {said[:1].lower()}{said[1:]} ({within}, around {line})"
+            return f"Worse than {self.baseline_name}: {said[:1].lower()}{said[1:]} ({within}; {line})"
+        return f"Not clearly better than {self.baseline_name}: {said[:1].lower()}{said[1:]} ({within}; {line})"
 
     @property
     def verdict(self) -> Verdict:
@@ -82,7 +82,7 @@ def data_tiles(summary: Values, steps_recorded: int) -> list[Tile | str]:
     label = "Training pairs" if key == "pairs_train" else "Training items"
     tiles = [figure(summary, label, key, "{:,.0f}".format, held)]
     if dropped:
-        tiles.append(Tile("Dropped rows", f"{dropped:,.0f}", "could not be used; the events say why"))
+        tiles.append(Tile("Dropped rows", f"{dropped:,.0f}", "could not be used, and on_bad_row is drop"))
     speed = "tokens a second, padding left out"
     return [*tiles, figure(summary, "Speed", "tokens_per_second", "{:,.0f}".format, speed), *costs(summary, clock)]
 

@@ -83,7 +83,7 @@ def _claim(files: RunFiles, evaluation: RewardEvaluation | None) -> Claim | None
     if thumbs is None or thumbs.accuracy is None or evaluation.thumbs_majority is None:
         return None
     note = f"{plural(thumbs.decisions, 'thumb')} on {plural(thumbs.prompts, 'prompt')} not trained on."
-    name = "always saying the commoner thumb"
+    name = "the commoner thumb"
     return Claim(thumbs.accuracy, thumbs.ci95, _THUMBS, evaluation.thumbs_majority, name, note)
 
 
