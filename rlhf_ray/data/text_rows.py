@@ -60,15 +60,15 @@ def csv_rows(file: Path, delimiter: str) -> Iterator[tuple[int, object]]:
     """`(record, row)` of the records after the header, counted from 1; all values are strings.
 
     A record with more or fewer cells than the header has a `Broken` row. `ValueError` names the line of a quote that is
-    not closed, and a header that does not name each column once.
+    not closed, and a header that names a column twice. A column without a name, as pandas writes its index, is "".
     """
     csv.field_size_limit(_MAX_ROW)
     with _open(file) as text:
         records = csv.reader(text, delimiter=delimiter, strict=True)
         try:
             names = [name.strip() for name in next(records, [])]
-            if len(set(names)) < len(names) or not all(names):
-                raise ValueError(f"its first line must name the columns, each once (it reads {', '.join(names)[:200]})")
+            if len(set(names)) < len(names):
+                raise ValueError(f"its first line must name each column once (it reads {', '.join(names)[:200]})")
             for number, cells in enumerate(filter(None, records), start=1):
                 if len(cells) == len(names):
                     yield number, dict(zip(names, cells, strict=True))

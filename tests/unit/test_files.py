@@ -132,7 +132,7 @@ def test_damaged_json(tmp_path: Path, text: str, says: str) -> None:
         ("r.jsonl", b"\n \n", "is empty"),
         ("r.csv", b"", "is empty"),
         ("r.csv", b"prompt,chosen\n", "is empty"),
-        ("r.csv", b"prompt,prompt\na,b\n", "name the columns, each once"),
+        ("r.csv", b"prompt,prompt\na,b\n", "must name each column once"),
         ("r.csv", b'a,b\n1,2\n3,"4\n', "line 3: unexpected end of data"),
         ("r.jsonl.gz", b"text", "cannot be read as gzipped JSON lines"),
         ("r.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 10_000)[:-9], "cannot be read as gzipped JSON lines"),
@@ -161,6 +161,12 @@ def test_a_csv_record_of_the_wrong_length_is_one_bad_row(tmp_path: Path) -> None
     assert [row.cause for row in found if isinstance(row, Broken)] == [
         "has 1 cells for 2 columns", "has 3 cells for 2 columns"
     ]  # fmt: skip
+
+
+def test_the_index_that_pandas_writes_does_no_harm(tmp_path: Path) -> None:
+    file = tmp_path / "r.csv"
+    file.write_text(",prompt\n0,a\n1,b\n")
+    assert [row for _, row in raw_rows(file)] == [{"": "0", "prompt": "a"}, {"": "1", "prompt": "b"}]
 
 
 def test_a_folder_is_all_its_files_in_order(tmp_path: Path) -> None:
