@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from rlhf_ray.config import AnyConfig, AnyOfflineConfig, RewardModelConfig, RunConfig
+from rlhf_ray.config import AnyConfig, AnyOfflineConfig, CriticConfig, RewardModelConfig, RunConfig
 from rlhf_ray.data.feedback import open_feedback
 from rlhf_ray.data.files import is_hub_id
 from rlhf_ray.data.prompts import load_prompts, read_rows
@@ -67,6 +67,8 @@ def _check_offline(config: AnyOfflineConfig, download: bool) -> list[str]:
 
 def _check_online(config: RunConfig, run_dir: Path, download: bool) -> list[str]:
     notes = [config.arithmetic()]
+    if not config.algorithm.needs_critic and config.critic != CriticConfig():
+        notes.append(f"critic is ignored: algorithm.type = {config.algorithm.type} has none")
     for source in config.reward.sources:
         if isinstance(source, FunctionRewardConfig):
             check_function(source.path)

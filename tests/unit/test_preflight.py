@@ -10,6 +10,7 @@ from tiny_folders import reward_folder, run_config
 
 from rlhf_ray.config import RewardModelConfig, RunConfig
 from rlhf_ray.errors import UserError
+from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.preflight import check_function, feasible, preflight
 from rlhf_ray.resources import checkpoint_gib, least_memory_gib, requests
 
@@ -108,8 +109,8 @@ def test_the_scale_of_a_reward_model_is_told(tmp_path: Path) -> None:
 
 
 def test_reward_model_runs(tmp_path: Path) -> None:
-    run_config(tmp_path)
-    raw = {"kind": "reward", "name": "rm", "model": {"path": str(tmp_path / "policy")}, "data": {"path": "none.jsonl"}}
+    model = str(tiny_model(tmp_path / "tiny"))
+    raw = {"kind": "reward", "name": "rm", "model": {"path": model}, "data": {"path": "none.jsonl"}}
     assert "none.jsonl" in refusal(RewardModelConfig.model_validate(raw), tmp_path / "run")
 
 
@@ -140,6 +141,9 @@ def test_a_run_without_a_critic_asks_nothing_for_it(tmp_path: Path) -> None:
     reward_folder(tmp_path / "reward", extra="é")
     notes = preflight(config, tmp_path / "run", False)
     assert "= 32 rollouts a step = 16 pairs = 1 minibatches of 16 x 1 epochs, over 1 policy ranks" in notes[0]
+    assert notes[1] == "critic is ignored: algorithm.type = online_dpo has none"
+    without = preflight(run_config(tmp_path, **changes), tmp_path / "run", False)
+    assert not [note for note in without if "critic" in note]
 
 
 def test_memory_has_a_lower_bound(tmp_path: Path) -> None:
