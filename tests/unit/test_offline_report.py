@@ -6,6 +6,8 @@ import io
 import json
 import math
 import random
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,7 +48,7 @@ def scored_items(seed: int = 0, skill: float = 1.2, length_bias: float = 0.02) -
 
     def answer() -> tuple[float, float, int, float]:
         """Quality, score, tokens, uncertainty."""
-        quality, tokens, noise = rng.gauss(0, 1), rng.randint(5, 120), rng.choice((0.3, 1.0, 2.0))
+        quality, tokens, noise = rng.gauss(0, 1), rng.randint(5, 120), rng.choice((0.2, 1.0, 3.0))
         return quality, skill * quality + length_bias * tokens + rng.gauss(0, noise), tokens, noise
 
     items = []
@@ -78,6 +80,11 @@ def scored_items(seed: int = 0, skill: float = 1.2, length_bias: float = 0.02) -
                 chosen = [tuple(values[i] for i in order) for values in (scores, lengths, noises)]
                 items.append(ScoredItem(pair, chosen[0], chosen[1], chosen[2], category))
     return items
+
+
+@cache
+def evaluated(length_bias: float = 0.02) -> RewardEvaluation:
+    return evaluate_reward_model(scored_items(length_bias=length_bias), 0)
 
 
 def curves(run: RunDirectory, kind: str, steps: int = 120) -> None:
@@ -117,7 +124,7 @@ def fake_run(folder: Path, kind: str, config: str = "", **summary: object) -> Ru
 
 def reward_run(folder: Path) -> RunDirectory:
     run = fake_run(folder, "reward", model_dir="runs/demo/model", dropped_rows=17)
-    (folder / "evaluation.json").write_text(evaluate_reward_model(scored_items(), 0).model_dump_json())
+    (folder / "evaluation.json").write_text(evaluated().model_dump_json())
     return run
 
 
@@ -137,6 +144,14 @@ def specs(page: Page) -> dict[str, dict[str, object]]:
     return {spec["id"]: spec for spec in found}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short_library() -> Iterator[None]:
+    """Pages without the 5 MB of plotly.js, which take a second to parse; test_report.py has the real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("plotly.offline.get_plotlyjs", lambda: "/* plotly.js */")
+        yield
+
+
 @pytest.fixture(scope="module")
 def reward_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(write_report(reward_run(tmp_path_factory.mktemp("reward") / "demo").path).read_text("utf-8"))
@@ -144,7 +159,7 @@ def reward_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 def test_the_reward_page_shows_the_evaluation(reward_page: Page) -> None:
     text = words(reward_page)
-    found = evaluate_reward_model(scored_items(), 0)
+    found = evaluated()
     assert found.overall.accuracy is not None and found.overall.ci95 is not None and found.pair_calibration is not None
     low, high = (f"{100 * end:.1f}%" for end in found.overall.ci95)
     accuracy = f"{100 * found.overall.accuracy:.1f}%"
@@ -276,10 +291,10 @@ def test_findings_claim_no_bias_where_there_is_none() -> None:
     def texts(evaluation: RewardEvaluation) -> dict[str, str]:
         return {finding.id: finding.text for finding in findings(evaluation)}
 
-    fair = texts(evaluate_reward_model(scored_items(length_bias=0.0), 0))
+    fair = texts(evaluated(length_bias=0.0))
     assert fair["length"].startswith("No clear correlation of score and length")
     assert "not clearly" in fair["length"]
-    against = texts(evaluate_reward_model(scored_items(length_bias=-0.04), 0))
+    against = texts(evaluated(length_bias=-0.04))
     assert against["length"].startswith("Longer answers get lower scores")
     thumbs = evaluate_reward_model([item for item in scored_items() if isinstance(item.evidence, Thumb)], 0)
     assert [finding.id for finding in findings(thumbs)] == [
