@@ -48,7 +48,7 @@ def test_ratings_are_compared_within_prompt_objective_and_annotator() -> None:
     elsewhere = Rating(Q, "z", 1, L)
     ratings = [
         rating("a", 1, "honesty"), rating("a", 5, "style"), rating("b", 2, "honesty"), rating("b", 5, "style"),
-        rating("b", 1, "honesty", "Ann"), elsewhere, rating("c", 5, "honesty"),
+        rating("b", 5, "honesty", "Ann"), elsewhere, rating("c", 5, "honesty"),
     ]  # fmt: skip
     found = as_pairs(ratings)
     assert [(p.chosen, p.rejected, p.label.objective) for p in found] == [("b", "a", "honesty")]
