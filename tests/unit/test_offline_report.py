@@ -294,6 +294,13 @@ def test_findings_claim_no_bias_where_there_is_none() -> None:
     fair = texts(evaluated(length_bias=0.0))
     assert fair["length"].startswith("No clear correlation of score and length")
     assert "not clearly" in fair["length"]
+    assert evaluated().length is not None
+    for pearson in (0.1, -0.1):
+        length = evaluated().length.model_copy(
+            update={"pearson": pearson, "pearson_ci95": (pearson - 0.2, pearson + 0.2)}
+        )
+        unclear = texts(evaluated().model_copy(update={"length": length}))
+        assert unclear["length"].startswith("No clear correlation")
     against = texts(evaluated(length_bias=-0.04))
     assert against["length"].startswith("Longer answers get lower scores")
     thumbs = evaluate_reward_model([item for item in scored_items() if isinstance(item.evidence, Thumb)], 0)
