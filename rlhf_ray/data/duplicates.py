@@ -139,14 +139,26 @@ def _alike(
     return similarity, similarity >= SIMILAR
 
 
+class _WordHashes(dict[str, int]):
+    """32 bits of each word; most words are seen again and again."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= 1 << 17:
+            self.clear()
+        self[word] = xxhash.xxh32_intdigest(word.encode())
+        return self[word]
+
+
+_word_hashes = _WordHashes()
+
+
 def _minima(texts: Sequence[str]) -> UInt[np.ndarray, "R F"]:
     """The smallest value of each hash function over the shingles of each text; all texts have at least one shingle."""
     hashed, sizes = array("I"), []
-    digest = xxhash.xxh32_intdigest
     for text in texts:
         words = _WORD.findall(text.encode("utf-8", "replace").decode().casefold())  # JSON can hold half a character
         words += [""] * (_SHINGLE - len(words))
-        hashed.extend([digest(word.encode()) for word in words])
+        hashed.extend(map(_word_hashes.__getitem__, words))
         sizes.append(len(words))
     flat = np.frombuffer(hashed, dtype=np.uint32)
     ends = np.cumsum(sizes)
