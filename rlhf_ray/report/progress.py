@@ -59,7 +59,10 @@ TITLES = {"reward": "Reward model", "sft": "Fine-tuning", "preference": "Prefere
 
 
 class ProgressView:
-    """Shows the journal's records (`RunDirectory.records_since`); use as a context manager and call `update`."""
+    """Shows the journal's records (`RunDirectory.records_since`); use as a context manager and call `update`.
+
+    `num_steps` is 0 if nobody knows yet how many there will be.
+    """
 
     def __init__(self, num_steps: int, title: str = "PPO", console: Console | None = None) -> None:
         self._num_steps = num_steps
@@ -127,12 +130,12 @@ class ProgressView:
         now = time.time()
         head = Text.assemble(
             (f"{self._title}  ", "bold"),
-            f"step {self._step} of {self._num_steps}   ",
+            f"step {self._step} of {self._num_steps}   " if self._num_steps else f"step {self._step}   ",
             (_clock(now - self._started), "dim"),
         )
         busy = f"step {self._phase_step}: {self._phase}" if self._phase_step else self._phase
         doing = Text.assemble(("now  ", "dim"), (busy, "cyan"), (f"  {_clock(now - self._phase_since)}", "dim"))
-        bar = ProgressBar(total=max(self._num_steps, 1), completed=self._step, width=min(60, self._console.width - 2))
+        bar = ProgressBar(total=self._num_steps or None, completed=self._step, width=min(60, self._console.width - 2))
         parts: list[Text | ProgressBar | Table] = [head, bar, doing]
         if self._latest:
             parts.append(self._numbers())
@@ -156,7 +159,8 @@ class ProgressView:
 
 def step_line(values: Mapping[str, float], num_steps: int) -> str:
     """One step in one line, e.g. `step 3/12  reward 0.41  kl/token 0.012  len 31.2  38.1s (generate 12.3)`."""
-    parts = [f"step {int(values.get('step', 0))}/{num_steps}"]
+    step = int(values.get("step", 0))
+    parts = [f"step {step}/{num_steps}" if num_steps else f"step {step}"]
     parts += [form.format(values[name]) for name, form in _SHORT if name in values]
     if m.TIME_STEP in values:
         phases = _phases(values)

@@ -317,6 +317,11 @@ def test_the_live_view_of_fixed_data() -> None:
     held = step_line({"step": 4.0, m.TRAIN_LOSS: 1.0, m.TOKEN_ACCURACY: 0.5, m.HELDOUT_LOSS: 1.25}, 9)
     assert held == "step 4/9  loss 1.000  token accuracy 50%  held-out loss 1.250"
 
+    assert step_line({"step": 4.0, m.TRAIN_LOSS: 1.0}, 0) == "step 4  loss 1.000"  # nobody knows how many there will be
+    with ProgressView(0, "x", Console(file=io.StringIO(), force_terminal=True, width=100)) as view:
+        view.update([{"type": "metrics", **values}])
+        assert "step 3   " in dashboard(view)
+
     view = ProgressView(9, TITLES["reward"], Console(file=io.StringIO(), force_terminal=True, width=100))
     with view:
         assert "now  starting" in dashboard(view)
