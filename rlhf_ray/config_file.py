@@ -55,8 +55,8 @@ def find_recipe(path: str | Path) -> Path:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
     """The config in the YAML file `path` with `overrides` (`a.b=value`, the value read as YAML) laid over it.
 
-    `kind: online | reward | sft | preference` chooses the class (online if absent). Relative paths inside stay as written and count from
-    the current directory. Raises `UserError` with one line per mistake.
+    `kind: online | reward | sft | preference` chooses the class (online if absent). Relative paths inside stay as
+    written and count from the current directory. Raises `UserError` with one line per mistake.
     """
     file = find_recipe(path)
     try:

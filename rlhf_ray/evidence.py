@@ -25,6 +25,8 @@ class Label:
     objective: str = OVERALL
     annotator: str | None = None
     weight: float = 1.0
+    category: str | None = None
+    """Of the prompt, such as `Safety`: evaluations have a table by it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ class DPOPipeline:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         torch.manual_seed(config.seed)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-        setup = PolicySetup(None, folder, config.name, config.model.path, "dpo", torch.float32)
+        setup = PolicySetup(None, config, folder, "dpo", torch.float32)
         arguments = training_arguments(config, "float32", in_group=False)
         trainer = preference_trainer(config, model, tokenizer, train, heldout, arguments, setup)
         trainer.remove_callback(PrinterCallback)

@@ -25,7 +25,8 @@ class KLTarget:
         beta_range: tuple[float, float],
     ) -> None:
         self.beta = beta
-        self._target, self._gain, self._band, self._smoothing, self._range = target_kl, gain, band, smoothing, beta_range
+        self._target, self._gain, self._band = target_kl, gain, band
+        self._smoothing, self._range = smoothing, beta_range
         self._kl: float | None = None
 
     @property
@@ -58,8 +59,8 @@ class KLTarget:
 
 
 class RewardGap:
-    """Beta of a batch is `beta * (1 + alpha * (gap - running mean of gaps))`, within `beta_range`: pairs that are easy to
-    tell apart pull less (Wu et al. 2024, beta-DPO, arXiv 2407.08639, equations 6 and 8)."""
+    """Beta of a batch is `beta * (1 + alpha * (gap - running mean of gaps))`, within `beta_range`: pairs that are easy
+    to tell apart pull less (Wu et al. 2024, beta-DPO, arXiv 2407.08639, equations 6 and 8)."""
 
     def __init__(self, beta: float, alpha: float, momentum: float, beta_range: tuple[float, float]) -> None:
         self._base, self._alpha, self._momentum, self._range = beta, alpha, momentum, beta_range

@@ -165,6 +165,20 @@ def ordered_pairs(scores: Float[Tensor, " N"], items: Judgements) -> tuple[int, 
     return int(right.sum()), int(better.sum())
 
 
+@torch.no_grad()
+def ordered_items(
+    scores: Float[Tensor, "N M O"], totals: Float[Tensor, "N M"], items: Judgements
+) -> Float[Tensor, " 3"]:
+    """How many pairs of answers that people told apart the members' mean score of the item's objective orders the same
+    way (equal scores count half), how many there are, and the sum of the score differences, better minus worse."""
+    picked = _picked(scores, totals, items).mean(dim=1)
+    both = items.present[:, :, None] & items.present[:, None, :]
+    better = both & (items.ranks[:, :, None] < items.ranks[:, None, :])
+    margins = (picked[:, :, None] - picked[:, None, :])[better]
+    right = (margins > 0).sum() + 0.5 * (margins == 0).sum()
+    return torch.stack([right, better.sum(), margins.sum()]).float()
+
+
 def _picked(scores: Tensor, totals: Tensor, items: Judgements) -> Float[Tensor, "I M K"]:
     """The score that each item speaks of, for each of its answers and each member."""
     everything = torch.cat([_wide(scores), _wide(totals)[..., None]], dim=-1)  # -1 is the total

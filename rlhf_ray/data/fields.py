@@ -12,6 +12,7 @@ from rlhf_ray.evidence import OVERALL, Label
 Row = Mapping[str, object]
 """A row without the keys whose value is null."""
 
+_CATEGORIES = ("category", "section", "subset", "scenario")
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
 _NAMES = {type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list"}
 
@@ -113,7 +114,8 @@ def label_of(row: Row, where: str, objective: str | None = None, annotator: str 
         objective = as_text(row["objective"], "objective") if given(row, "objective") else OVERALL
     if annotator is None and given(row, "annotator"):
         annotator = name_of(row["annotator"], "annotator")
-    return Label(where, objective, annotator, weight_of(row))
+    category = next((name_of(row[key], key) for key in _CATEGORIES if given(row, key)), None)
+    return Label(where, objective, annotator, weight_of(row), category)
 
 
 def name_of(value: object, key: str) -> str:

@@ -74,7 +74,7 @@ class BetaProbe:
 
     def _gap(self, reference: Tensor, answered: Tensor) -> Tensor:
         width = answered.shape[1]
-        ratios = ((self._policy - reference)[:, -width:] * answered).sum(dim=1)
+        ratios: Tensor = ((self._policy - reference)[:, -width:] * answered).sum(dim=1)
         pairs = len(ratios) // 2
         return ratios[:pairs] - ratios[pairs:]
 
@@ -87,7 +87,8 @@ class BetaProbe:
             [full_kl(head(p), head(r)) for p, r in zip(policy.split(256), reference.split(256), strict=True)]
         )
         spread = torch.zeros(answered.shape, dtype=per_token.dtype, device=per_token.device)
-        return spread.masked_scatter(answered, per_token).sum(dim=1)
+        per_answer: Tensor = spread.masked_scatter(answered, per_token).sum(dim=1)
+        return per_answer
 
     def _mean(self, values: Tensor) -> float:
         """Over the batch and all ranks."""

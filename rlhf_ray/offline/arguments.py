@@ -24,7 +24,8 @@ def training_arguments(config: OfflineConfig, dtype: str, in_group: bool) -> dic
         "max_steps": train.max_steps or -1,
         "learning_rate": train.learning_rate,
         "weight_decay": train.weight_decay,
-        "max_grad_norm": train.deepspeed.gradient_clipping,
+        # In a group DeepSpeed clips, or at ZeRO-0 `Committed`; transformers checks that the two settings agree.
+        "max_grad_norm": _deepspeed_clipping(config) if in_group else train.deepspeed.gradient_clipping,
         "optim": "adamw_torch",
         "lr_scheduler_type": "cosine",
         "warmup_steps": train.warmup_fraction,
@@ -50,14 +51,17 @@ def deepspeed_config(config: OfflineConfig, dtype: str) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
-        # At stage 0 `Committed` clips, because DeepSpeed would not tell the norm.
-        "gradient_clipping": config.train.deepspeed.gradient_clipping if config.train.deepspeed.zero_stage else 0.0,
+        "gradient_clipping": _deepspeed_clipping(config),
         "zero_optimization": {"stage": config.train.deepspeed.zero_stage, "overlap_comm": False},
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {"enabled": dtype != "float32", "dtype": dtype},
         "steps_per_print": 1_000_000_000,
     }
+
+
+def _deepspeed_clipping(config: OfflineConfig) -> float:
+    return config.train.deepspeed.gradient_clipping if config.train.deepspeed.zero_stage else 0.0
 
 
 def lora_config(lora: LoraConfig | None) -> Any:

@@ -50,6 +50,7 @@ class Committed:
     state: Any
     control: Any
     lr_scheduler: Any
+    optimizer: Any
     accelerator: Any
     train_dataset: Any
     model: Any
@@ -73,11 +74,14 @@ class Committed:
 
     def training_step(self, model: Any, inputs: Any, *arguments: Any) -> Tensor:
         """The trainer's, counting the tokens that are not padding."""
-        self._tokens += sum(int(value.sum()) for key, value in inputs.items() if key.endswith("attention_mask"))
-        if "attention_mask" not in inputs and "position_ids" in inputs:
-            self._tokens += int(inputs["position_ids"].numel())
+        self._tokens += self.count_tokens(inputs)
         loss: Tensor = super().training_step(model, inputs, *arguments)  # type: ignore[misc]  # Trainer's
         return loss
+
+    def count_tokens(self, inputs: Any) -> int:
+        """Of a batch, without padding."""
+        masks = [int(value.sum()) for key, value in inputs.items() if key.endswith("attention_mask")]
+        return sum(masks) if masks else int(inputs["position_ids"].numel())  # packed rows have no padding and no mask
 
     def take_tokens(self) -> int:
         """Tokens trained on since the last call, over all ranks; collective."""
@@ -130,7 +134,7 @@ class Committed:
     def _clip(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         # At ZeRO-0 DeepSpeed clips plain float32 training without telling the norm, so it is left to this hook.
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._norm = float(nn.utils.clip_grad_norm_(parameters, self.args.max_grad_norm))
+        self._norm = float(nn.utils.clip_grad_norm_(parameters, self.setup.clipping))
 
     def take_norm(self) -> float | None:
         """The gradient's norm before clipping in the last step, where only this class saw it."""
@@ -144,6 +148,8 @@ class Committed:
         TrainerEngine(self).state.restore(weights, load_file(moments) if steps else {}, steps)
         kept = json.loads((folder / "run_state.json").read_text())
         self.lr_scheduler.load_state_dict(kept["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, kept["scheduler"]["_last_lr"], strict=True):
+            group["lr"] = rate  # the schedule touches the optimizer at its next step only
         for name, controller in self.setup.controllers.items():
             controller.load_state_dict(kept["controllers"][name])
         self.setup.load_tensors(self, folder)

@@ -63,7 +63,7 @@ class PolicyKind:
         tokenizer = AutoTokenizer.from_pretrained(self._folder)
         model = AutoModelForCausalLM.from_pretrained(self._folder, dtype=torch.float32, use_safetensors=True)
         dtype = compute_dtype(config.model.dtype)
-        setup = PolicySetup(journal, self._folder, config.name, config.model.path, self._what(), dtype)
+        setup = PolicySetup(journal, config, self._folder, self._what(), dtype)
         arguments = training_arguments(config, str(dtype).removeprefix("torch."), in_group=True)
         tables = read_table(self._data / "train.arrow"), read_table(self._data / "heldout.arrow")
         if isinstance(config, SFTConfig):

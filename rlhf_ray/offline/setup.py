@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from rlhf_ray.config import OfflineConfig
 from rlhf_ray.models.checkpoint import model_card, save_policy
 from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.weight_sync.export import Gathering, WeightExport
@@ -21,6 +22,8 @@ class TrainerSetup(Protocol):
 
     journal: RunDirectory | None
     """Of rank 0; None elsewhere."""
+    clipping: float
+    """Largest norm of the gradient."""
     controllers: dict[str, Any]
     """State that travels with the checkpoint, by name: objects with metrics, state_dict and load_state_dict."""
 
@@ -40,10 +43,11 @@ class PolicySetup:
     """Runs that end in a causal language model: SFT and the DPO family."""
 
     def __init__(
-        self, journal: RunDirectory | None, folder: Path, run: str, base: str, method: str, dtype: torch.dtype
+        self, journal: RunDirectory | None, config: OfflineConfig, folder: Path, method: str, dtype: torch.dtype
     ) -> None:
         self.journal = journal
-        self._folder, self._run, self._base, self._method, self._dtype = folder, run, base, method, dtype
+        self.clipping = config.train.deepspeed.gradient_clipping
+        self._config, self._folder, self._method, self._dtype = config, folder, method, dtype
         self.controllers: dict[str, Any] = {}
 
     def export(self, engine: Gathering, trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -57,7 +61,7 @@ class PolicySetup:
 
     def write_model(self, folder: Path, tensors: Mapping[str, Tensor], step: int) -> None:
         """`policy/` in Hugging Face layout."""
-        save_policy(folder / "policy", self._folder, tensors, model_card(self._run, self._base, self._method, step))
+        save_policy(folder / "policy", self._folder, tensors, model_card(self._config.name, self._config.model.path, self._method, step))
 
     def tensors(self, trainer: Any) -> dict[str, Mapping[str, Tensor]]:
         """A synced reference moves with the policy, so it is state."""
