@@ -127,7 +127,7 @@ def test_a_critic_takes_it_over(folder: Path, tmp_path: Path) -> None:
     model = _with_stats(folder, tmp_path / "m", RewardStats(mean=0.5, std=2.0, answers=10, max_tokens=1024))
     (row,) = TextEncoder(load_tokenizer(folder), SPEC)(CONVERSATIONS[:1])
     ids = torch.tensor([[*row.ids, 5]])  # a value has seen the tokens before its own
-    values = load_value_model(model, "reward")(ids, torch.ones_like(ids).bool())
+    values = load_value_model(model, "reward")(ids, torch.ones_like(ids).bool()).detach()
     assert float(values[0, -1]) == pytest.approx(RewardScorer.load(model).score(CONVERSATIONS[:1])[0], abs=1e-5)
 
 
@@ -148,6 +148,15 @@ def test_padding_equal_to_the_end_is_refused(causal: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match="pad_token"):
         make_reward_backbone(tmp_path, None)
     with pytest.raises(UserError, match="pad_token"):
+        make_reward_network(tmp_path, SPEC)
+
+
+def test_a_template_that_ends_with_padding_is_refused(causal: Path, tmp_path: Path) -> None:
+    for file in causal.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    template = tmp_path / "chat_template.jinja"
+    template.write_text(template.read_text() + "<|endoftext|>")
+    with pytest.raises(UserError, match="ends with the padding token"):
         make_reward_network(tmp_path, SPEC)
 
 

@@ -238,6 +238,16 @@ def test_evidence_that_does_not_fit_names_its_row(bases: dict[str, Path], item: 
         encode_items([item], encoder)
 
 
+def test_a_conversation_that_the_template_refuses_names_its_row(bases: dict[str, Path]) -> None:
+    encoder = TextEncoder(load_tokenizer(bases["decoder"]), _spec("decoder"))
+    encoder.tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}x"
+    )
+    pairs = [Pair(ASK[1:], "a", "b", Label("row 1")), Pair(ASK, "a", "b", Label("row 2"))]
+    with pytest.raises(UserError, match=r"^row 2: .*refuses this conversation: no system role"):
+        encode_items(pairs, encoder)
+
+
 def test_a_model_without_the_number_refuses_the_kind(bases: dict[str, Path]) -> None:
     encoder = TextEncoder(load_tokenizer(bases["encoder"], "encoder"), _spec("encoder"))
     kinds = {"tie": _evidence()[1], "rating": _evidence()[3], "thumb": _evidence()[5]}

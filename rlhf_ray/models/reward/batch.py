@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from rlhf_ray.algorithms.evidence_loss import Judgements
+from rlhf_ray.errors import UserError
 from rlhf_ray.evidence import KINDS, Evidence, Item, Pair, Ranking, Rating, Thumb
 from rlhf_ray.models.reward.network import TokenBatch
 from rlhf_ray.models.reward.spec import RewardSpec
@@ -54,8 +55,20 @@ class RewardBatch:
 def encode_items(items: Sequence[Item], encoder: TextEncoder) -> list[EncodedItem]:
     """`items` with token ids, in their order; a `UserError` names a row that the model cannot learn from."""
     checked = [encoder.spec.check(item) for item in items]
-    rows = iter(encoder([(item.prompt, answer) for item in checked for answer in item.answers]))
+    try:
+        rows = iter(encoder([(item.prompt, answer) for item in checked for answer in item.answers]))
+    except UserError:
+        _name_the_refused(checked, encoder)
+        raise
     return [EncodedItem(item, tuple(next(rows) for _ in item.answers)) for item in checked]
+
+
+def _name_the_refused(items: Sequence[Evidence], encoder: TextEncoder) -> None:
+    for item in items:
+        try:
+            encoder([(item.prompt, answer) for answer in item.answers])
+        except UserError as error:
+            raise UserError(f"{item.label.where}: {error}") from error
 
 
 def collate(items: Sequence[EncodedItem], encoder: TextEncoder) -> RewardBatch:
@@ -64,7 +77,7 @@ def collate(items: Sequence[EncodedItem], encoder: TextEncoder) -> RewardBatch:
     if not items:
         raise ValueError("a batch needs at least one item")
     answers = [answer for item in items for answer in item.answers]
-    return RewardBatch(token_batch(answers, encoder.padding), _judgements([item.item for item in items], encoder.spec))
+    return RewardBatch(token_batch(answers, encoder.padding), judgements([item.item for item in items], encoder.spec))
 
 
 def token_batch(answers: Sequence[Encoded], padding: int) -> TokenBatch:
@@ -118,7 +131,8 @@ def _padded(rows: Sequence[tuple[int, ...]], padding: int) -> tuple[Int[Tensor, 
     return token_ids, torch.arange(token_ids.shape[1]) < lengths[:, None]
 
 
-def _judgements(items: Sequence[Evidence], spec: RewardSpec) -> Judgements:
+def judgements(items: Sequence[Evidence], spec: RewardSpec) -> Judgements:
+    """What was said in `items` about their answers, which are numbered through."""
     width = max(2, *(len(item.answers) for item in items))
     shape = (len(items), width)
     answers, present, ranks = torch.zeros(shape, dtype=torch.long), torch.zeros(shape).bool(), torch.ones(shape).long()

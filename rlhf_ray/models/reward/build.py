@@ -16,7 +16,9 @@ from rlhf_ray.models.causal_lm import add_lora
 from rlhf_ray.models.engine import without_dropout
 from rlhf_ray.models.reward.network import RewardNetwork
 from rlhf_ray.models.reward.spec import RatingScale, RewardSpec
+from rlhf_ray.models.reward.text import TextEncoder
 from rlhf_ray.models.reward_model import load_tokenizer, own_padding
+from rlhf_ray.types import Message
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -133,7 +135,12 @@ def _check_fit(folder: Path, spec: RewardSpec, num_layers: int | None) -> None:
     if spec.max_tokens > longest:
         raise UserError(f"max_tokens = {spec.max_tokens}: the model in {folder} reads at most {longest} tokens")
     if spec.plain:
-        own_padding(tokenizer, folder)
+        padding = own_padding(tokenizer, folder)
+        (row,) = TextEncoder(tokenizer, spec)([((Message("user", "a"),), "b")])
+        if row.ids[-1] == padding:
+            raise UserError(
+                f"{folder}: the chat template ends with the padding token, so the end of a text is not seen"
+            )
 
 
 def _keep_layers(config: PretrainedConfig, num_layers: int) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from rlhf_ray.errors import UserError
 from rlhf_ray.models.reward.spec import RewardSpec
 from rlhf_ray.types import Message
@@ -65,7 +67,7 @@ class TextEncoder:
         return pad if isinstance(pad, int) else 0
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[Encoded]:
-        """The token ids of each conversation, in their order."""
+        """The token ids of each conversation, in their order; a `UserError` if the chat template refuses one."""
         if not conversations:
             return []
         safe = [(tuple(self._disarmed(m) for m in prompt), self._broken(answer)) for prompt, answer in conversations]
@@ -120,7 +122,10 @@ class TextEncoder:
 
     def _render(self, messages: Sequence[Message], answer_follows: bool) -> str:
         shown = [message.as_dict() for message in messages]
-        return str(self.tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=answer_follows))
+        try:
+            return str(self.tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=answer_follows))
+        except (TemplateError, ValueError) as error:
+            raise UserError(f"the model's chat template refuses this conversation: {error}") from error
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
