@@ -22,7 +22,7 @@ from rlhf_ray.machine import cpu_cores
 from rlhf_ray.models.folder import resolve_model
 from rlhf_ray.offline.launch import STOP_FILE, create_run, follow, start
 from rlhf_ray.report.page import write_report
-from rlhf_ray.report.progress import ProgressView
+from rlhf_ray.report.progress import TITLES, ProgressView
 from rlhf_ray.resources import feasible, requests
 from rlhf_ray.resume import accept_changes, alone_in
 from rlhf_ray.rewards.base import ModelRewardConfig
@@ -127,7 +127,7 @@ def _watch_offline(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dic
 
     (run_dir / STOP_FILE).unlink(missing_ok=True)
     running = start(config, folder, run_dir)
-    with ProgressView(config.train.max_steps or 0, config.kind.upper()) as view:
+    with ProgressView(config.train.max_steps or 0, TITLES[config.kind]) as view:
         try:
             for news in follow(running, run_dir, config.train.deadline_s):
                 view.update(news)

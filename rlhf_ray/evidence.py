@@ -6,9 +6,10 @@ One row of a file may hold several pieces of evidence (three annotators, four ob
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from rlhf_ray.types import Message
+if TYPE_CHECKING:  # it loads torch, which a reader of feedback does not need
+    from rlhf_ray.types import Message
 
 OVERALL = "overall"
 """The objective of evidence that names none."""

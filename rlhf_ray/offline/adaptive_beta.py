@@ -17,6 +17,8 @@ from rlhf_ray.config.offline import DPOConfig, KLTargetConfig
 from rlhf_ray.models.causal_lm import unwrapped
 
 Controller = KLTarget | RewardGap
+_TOKENS = 256
+"""Logits of so many tokens at a time: 50 MB a model with a vocabulary of 50,000."""
 
 
 def make_controller(method: DPOConfig) -> Controller | None:
@@ -37,11 +39,13 @@ class BetaProbe:
         self._policy: Any = None
         self._hidden: list[Tensor] = []
         self._kls: list[float] = []
-        causal = unwrapped(trainer.model)
+        policy = unwrapped(trainer.model)
+        self._heads = [policy.get_output_embeddings()] * 2  # type: ignore[operator]  # transformers' method
         if trainer.ref_model is not None:
             reference = unwrapped(trainer.accelerator.unwrap_model(trainer.ref_model))
+            self._heads[1] = reference.get_output_embeddings()  # type: ignore[operator]  # likewise
             self._watch(reference)
-        self._watch(causal)
+        self._watch(policy)
         trainer.beta = controller.beta
 
     def _watch(self, causal: nn.Module) -> None:
@@ -81,10 +85,10 @@ class BetaProbe:
     @torch.no_grad()
     def _kl(self, answered: Tensor) -> Tensor:
         """Exact KL of the next-token distributions, summed over each answer's tokens: `[2B]`, nats."""
-        head = unwrapped(self._trainer.model).get_output_embeddings()  # type: ignore[operator]  # transformers' method
-        policy, reference = (hidden[:, :-1][answered] for hidden in self._hidden)
+        policy, reference = (hidden[:, :-1][answered].split(_TOKENS) for hidden in self._hidden)
+        head, reference_head = self._heads
         per_token = torch.cat(
-            [full_kl(head(p), head(r)) for p, r in zip(policy.split(256), reference.split(256), strict=True)]
+            [full_kl(head(p), reference_head(r)) for p, r in zip(policy, reference, strict=True)]
         )
         spread = torch.zeros(answered.shape, dtype=per_token.dtype, device=per_token.device)
         per_answer: Tensor = spread.masked_scatter(answered, per_token).sum(dim=1)

@@ -127,7 +127,8 @@ class RewardKind:
         for chunk in _chunks(islice(_Judgements(feedback.heldout()), MOST_ITEMS)):
             rows = encoder([(item.prompt, answer) for item in chunk for answer in item.answers])
             truncated += sum(row.truncated for row in rows)
-            scored += _scored(network, chunk, score_rows(network, rows, encoder.padding), [len(row) for row in rows])
+            lengths = [len(row.ids) - row.prompt_length for row in rows]
+            scored += _scored(network, chunk, score_rows(network, rows, encoder.padding), lengths)
         return evaluate_reward_model(scored, self._config.seed), truncated
 
     def _spec(self) -> RewardSpec:

@@ -61,7 +61,8 @@ class PolicySetup:
 
     def write_model(self, folder: Path, tensors: Mapping[str, Tensor], step: int) -> None:
         """`policy/` in Hugging Face layout."""
-        save_policy(folder / "policy", self._folder, tensors, model_card(self._config.name, self._config.model.path, self._method, step))
+        card = model_card(self._config.name, self._config.model.path, self._method, step)
+        save_policy(folder / "policy", self._folder, tensors, card)
 
     def tensors(self, trainer: Any) -> dict[str, Mapping[str, Tensor]]:
         """A synced reference moves with the policy, so it is state."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -64,7 +62,7 @@ def test_a_template_that_rewrites_the_prompt_is_an_error(tokenizer: PreTrainedTo
     template = tokenizer.chat_template
     try:
         tokenizer.chat_template = "{{ messages|length }}{% for m in messages %}{{ m.content }}{% endfor %}"
-        with pytest.raises(UserError, match="file row 1.*prefix property"):
+        with pytest.raises(UserError, match=r"file row 1.*prefix property"):
             list(Encoder(tokenizer, 100)([_ask("a", "b")]))
     finally:
         tokenizer.chat_template = template
