@@ -151,7 +151,7 @@ def _watch(controller: Any, config: RunConfig) -> dict[str, Any]:
     from ray.exceptions import RayActorError, RayTaskError
 
     running, seen = controller.run.remote(), 0
-    with ProgressView(config.train.num_steps, config.algorithm.type.upper()) as view:
+    with ProgressView(config.train.num_steps, config.algorithm.type.replace("_", " ").upper()) as view:
         try:
             while not ray.wait([running], timeout=_POLL_S)[0]:
                 records = ray.get(controller.records_since.remote(seen))

@@ -51,6 +51,7 @@ TRAIN_ACCURACY = "train/accuracy"  # pairs whose chosen answer scores (or is imp
 TRAIN_MARGIN = "train/margin"  # mean score of chosen minus rejected
 CHOSEN_REWARD = "train/chosen_reward"  # implicit: beta * log(policy / reference)
 REJECTED_REWARD = "train/rejected_reward"
+WITHOUT_PREFERENCE = "train/prompts_without_preference"  # of online DPO, a count: equal rewards, or one answer
 TOKEN_ACCURACY = "train/token_accuracy"  # fine-tuning: answer tokens predicted rightly
 TOKENS_PER_SECOND = "throughput/tokens_per_second"  # without padding
 HELDOUT_LOSS = "heldout/loss"

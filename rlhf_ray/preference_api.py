@@ -11,6 +11,7 @@ RewardModelInference("my-reward-model").rank_responses("What is the sun?", ["A s
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from jaxtyping import Float
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 
 from rlhf_ray.algorithms.evidence_loss import item_weights, mixed_loss, ordered_pairs
@@ -189,14 +191,12 @@ class RewardModelTrainer:
         center_coef: float = 0.01,
     ) -> None:
         """After `total_steps` steps the learning rate is 0. `loss_weights` by kind of evidence, 1 if not said."""
-        from transformers import get_cosine_schedule_with_warmup
-
         self._model, self._max_grad_norm = model, max_grad_norm
         self._kind_weights, self._center_coef = dict(loss_weights or {}), center_coef
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=weight_decay)
         warm = round(warmup_fraction * total_steps)
-        self._schedule = get_cosine_schedule_with_warmup(self._optimizer, warm, total_steps)
+        self._schedule = LambdaLR(self._optimizer, lambda step: _relative_rate(step, warm, total_steps))
 
     def train_step(self, batch: RewardBatch) -> dict[str, float]:
         """One optimizer step on `batch`. Gives `loss`, `accuracy` (pairs of answers that people told apart, and the
@@ -254,6 +254,13 @@ class RewardModelInference:
         scores = self.batch_predict([(prompt, response) for response in responses])
         ranked = [RankedResponse(response, score) for response, score in zip(responses, scores, strict=True)]
         return sorted(ranked, key=lambda item: -item.score)
+
+
+def _relative_rate(step: int, warm: int, total: int) -> float:
+    """Linear up to 1 in the first `warm` steps (the first of which already learns), then a half cosine down to 0."""
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm))))
 
 
 def _conversations(pairs: Sequence[tuple[PromptLike, str]]) -> list[Conversation]:

@@ -21,7 +21,6 @@ from rlhf_ray.types import Batch, present
 
 TIE = 1e-6
 """Rewards that differ by less than this share of the larger one are equal: float32 keeps seven digits."""
-WITHOUT_PREFERENCE = "train/prompts_without_preference"  # a count: all rewards equal, or fewer than two usable answers
 Loss = Literal["sigmoid", "ipo", "hinge"]
 
 
@@ -93,7 +92,7 @@ class OnlineDPO:
         metrics = kl_to_reference(batch)
         if adapt:
             self._controller.update(metrics[names.KL_PER_SEQUENCE], len(batch))
-        return pairs, metrics | {names.BETA: self.kl_coef, WITHOUT_PREFERENCE: float((~preferred).sum())}
+        return pairs, metrics | {names.BETA: self.kl_coef, names.WITHOUT_PREFERENCE: float((~preferred).sum())}
 
     def weights(self, minibatch: Batch) -> Float[Tensor, "B T"]:
         """1 / (number of pairs in the minibatch) on every loss token of a pair."""

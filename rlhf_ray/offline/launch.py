@@ -75,7 +75,8 @@ def _supervise(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[st
                 raise RunError(f"{error}; train.max_restarts = {config.train.max_restarts} is used up") from error
             _event(run_dir, "restart", f"{error}. The group starts again from {place}.")
     seconds = {"encode": encoded - began, "train": time.monotonic() - encoded}
-    return {**facts, **figures, "seconds_by_phase": seconds, "tokens_per_second": _speed(run_dir)}
+    figures |= {"seconds_by_phase": seconds, "tokens_per_second": _speed(run_dir), **_last_beta(run_dir)}
+    return {**facts, **figures}
 
 
 def _encode(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
@@ -170,6 +171,15 @@ def _speed(run_dir: Path) -> float | None:
     values = [record.get(names.TOKENS_PER_SECOND) for record in read_lines(run_dir / "metrics.jsonl")]
     known = [float(value) for value in values[1:] if isinstance(value, int | float)]
     return median(known) if known else None
+
+
+def _last_beta(run_dir: Path) -> dict[str, object]:
+    """Where an adaptive beta ended, and the KL that it followed; nothing for a fixed one."""
+    lines = [record for record in read_lines(run_dir / "metrics.jsonl") if names.BETA in record]
+    if not lines:
+        return {}
+    keys = {"beta_last": names.BETA, "kl_last": names.BETA_KL, "kl_target": names.BETA_TARGET_KL}
+    return {ours: lines[-1][name] for ours, name in keys.items() if name in lines[-1]}
 
 
 def create_run(config: AnyOfflineConfig, run_dir: Path, config_yaml: str, command: str) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_ray.algorithms.ops import full_kl
 from rlhf_ray.config.offline import CPOConfig, DPOConfig, KTOConfig, ORPOConfig
 from rlhf_ray.evaluation.intervals import wilson_interval
 from rlhf_ray.models.causal_lm import CausalLM, load_causal_lm
 from rlhf_ray.models.device import compute_dtype, device
 
+KL_PAIRS = 100
+"""Held-out pairs whose answers the KL is measured on; it needs whole distributions."""
 MOST_PAIRS = 1000
 """Measured at most: enough for an interval of 3 %, and scoring a large set on one rank is slow."""
 _TOKENS = 4096
@@ -44,6 +47,21 @@ def implicit_accuracy(
         "heldout_margin": float(margins.mean()),
         "pairs_heldout": len(rows),
     }
+
+
+@torch.inference_mode()
+def answer_kl(policy: Path, reference: Path, pairs: Any) -> float:
+    """The exact KL(policy || reference) of the next-token distributions, summed over each answer's tokens: the mean
+    over the answers of up to `KL_PAIRS` pairs, nats per sequence."""
+    models = [load_causal_lm(folder, compute_dtype("auto")).to(device()) for folder in (policy, reference)]
+    rows = [pairs[i] for i in range(min(len(pairs), KL_PAIRS))]
+    texts = [(row["prompt_ids"], row[name]) for row in rows for name in ("chosen_ids", "rejected_ids")]
+    total = 0.0
+    for prompt, answer in texts:
+        ids = torch.tensor([[*prompt, *answer]], device=device())
+        logits = [model(input_ids=ids).logits[0, len(prompt) - 1 : -1] for model in models]
+        total += float(full_kl(logits[0], logits[1]).sum())
+    return total / len(texts)
 
 
 @torch.inference_mode()

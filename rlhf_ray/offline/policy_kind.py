@@ -14,7 +14,7 @@ from rlhf_ray.data.feedback import Feedback
 from rlhf_ray.errors import UserError
 from rlhf_ray.models.device import compute_dtype
 from rlhf_ray.offline.arguments import training_arguments
-from rlhf_ray.offline.measure import implicit_accuracy
+from rlhf_ray.offline.measure import answer_kl, implicit_accuracy
 from rlhf_ray.offline.preference import pair_rows, preference_rows, preference_trainer
 from rlhf_ray.offline.setup import PolicySetup
 from rlhf_ray.offline.sft import sft_rows, sft_trainer
@@ -76,7 +76,9 @@ class PolicyKind:
         found: dict[str, object] = {"policy_dir": str(policy)}
         pairs = self._data / "heldout-pairs.arrow"
         if isinstance(self._config, PreferenceConfig) and pairs.is_file() and pairs.stat().st_size:
-            found |= implicit_accuracy(self._config.method, policy, self._folder, read_table(pairs))
+            table = read_table(pairs)
+            found |= implicit_accuracy(self._config.method, policy, self._folder, table)
+            found["heldout_kl"] = answer_kl(policy, self._folder, table)
         return found
 
     def _what(self) -> str:

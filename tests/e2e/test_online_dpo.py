@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from rlhf_ray import metrics as names
-from rlhf_ray.algorithms.dpo import WITHOUT_PREFERENCE
 from rlhf_ray.cli.main import main
 from rlhf_ray.cluster import connected, launch
 from rlhf_ray.config import PlacementConfig
@@ -103,7 +102,7 @@ def test_every_step_trains_on_pairs_and_its_sentinels_are_quiet(run: tuple[Path,
         assert line["policy/updates"] >= 1.0 and line["policy/grad_norm"] > 0
         assert line[names.FIRST_RATIO] <= 1e-3 and line[names.DRIFT_MEAN] < 1e-3
         assert line["policy/parameters_without_gradient"] == line["policy/skipped_updates"] == 0.0
-        assert 0.0 <= line[names.TRAIN_ACCURACY] <= 1.0 and line[WITHOUT_PREFERENCE] < PROMPTS
+        assert 0.0 <= line[names.TRAIN_ACCURACY] <= 1.0 and line[names.WITHOUT_PREFERENCE] < PROMPTS
     assert lines[0][names.REFERENCE_GAP] < 1e-3, "policy and reference, at one temperature"
     assert lines[0][names.POLICY_LOSS] == pytest.approx(math.log(2), abs=0.05)
     assert lines[0][names.BETA] == 0.1 != lines[2][names.BETA], "beta follows the KL"

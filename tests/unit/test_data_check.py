@@ -109,18 +109,18 @@ def test_tokens_are_those_of_the_rendered_template(tmp_path: Path) -> None:
     """The tokenizer makes one token of each character."""
     rows = [
         pair("abc", "12345", "1"),
-        pair("ab", "1" * 30, "12"),
-        {"prompt": "a", "completion": "1" * 7},
+        pair("ab", "1" * 20, "12"),
+        {"prompt": "a", "completion": "1" * 20},
         {"prompt": "p"},
     ]
-    assert OVERHEAD + 1 + 7 + 1 <= 40 < OVERHEAD + 2 + 30 + 1
+    assert OVERHEAD + 1 + 20 + 1 == 40 == OVERHEAD + 2 + 20 + 1 - 1
     tokens = check(write(tmp_path / "data.jsonl", rows), tiny_tokenizer()).tokens
     assert tokens is not None and tokens.answers is not None
-    assert (tokens.max_tokens, tokens.overlong, tokens.longest) == (40, 1, OVERHEAD + 2 + 30 + 1)  # 1: the end
+    assert (tokens.max_tokens, tokens.overlong, tokens.longest) == (40, 1, 41)
     assert tokens.longest_where == "data.jsonl row 2"
     assert (tokens.prompts.count, tokens.prompts.p50, tokens.prompts.p95) == (4, OVERHEAD + 1, OVERHEAD + 3)
-    assert (tokens.answers.count, tokens.answers.p50, tokens.answers.max) == (5, 5, 30)
-    assert tokens.total == 4 * OVERHEAD + 3 + 2 + 1 + 1 + 5 + 1 + 30 + 2 + 7
+    assert (tokens.answers.count, tokens.answers.p50, tokens.answers.max) == (5, 5, 20)
+    assert tokens.total == 4 * OVERHEAD + 3 + 2 + 1 + 1 + 5 + 1 + 20 + 2 + 20
 
 
 def test_examples_show_each_shape_first(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rlhf_ray import metrics as names
-from rlhf_ray.algorithms.dpo import WITHOUT_PREFERENCE, OnlineDPO, OnlineDPOConfig, best_and_worst, pair_losses
+from rlhf_ray.algorithms.dpo import OnlineDPO, OnlineDPOConfig, best_and_worst, pair_losses
 from rlhf_ray.algorithms.report import LossReport, join_reports
 from rlhf_ray.config import RunConfig
 from rlhf_ray.data.batching import microbatches, minibatches
@@ -117,7 +117,7 @@ def test_the_pairs_are_rows_of_the_batch() -> None:
     kept = [bool(row.any()) for row in pairs.loss_mask]
     assert kept == [True, True, False, False, True, True, False, False, False, False]
     assert torch.equal(pairs.loss_mask[4], batch.loss_mask[6])
-    assert metrics[WITHOUT_PREFERENCE] == 3.0 and metrics[names.BETA] == 0.2
+    assert metrics[names.WITHOUT_PREFERENCE] == 3.0 and metrics[names.BETA] == 0.2
     assert batch.old_logprobs is not None and batch.ref_logprobs is not None
     kl = (batch.old_logprobs - batch.ref_logprobs)[batch.response_mask].tolist()
     assert metrics[names.KL_PER_TOKEN] == pytest.approx(sum(kl) / len(kl), rel=1e-5)
@@ -223,7 +223,7 @@ def test_no_split_changes_the_loss_or_the_gradient(config: OnlineDPOConfig, num_
 def test_a_step_of_ties_has_a_loss_of_exactly_zero(config: OnlineDPOConfig) -> None:
     batch = make_batch()
     tied, metrics = OnlineDPO(config).advantages(batch.with_(rewards=torch.full((B,), 0.3)), PROMPTS)
-    assert metrics[WITHOUT_PREFERENCE] == 5.0 and not tied.loss_mask.any()
+    assert metrics[names.WITHOUT_PREFERENCE] == 5.0 and not tied.loss_mask.any()
     weights = OnlineDPO(config).weights(tied)
     assert not weights.any()
     new = current(tied)

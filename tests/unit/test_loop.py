@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from rlhf_ray import metrics as names
-from rlhf_ray.algorithms.dpo import WITHOUT_PREFERENCE
 from rlhf_ray.algorithms.ppo import PPOConfig
 from rlhf_ray.config import RunConfig
 from rlhf_ray.loop import Progress, restore, train
@@ -178,7 +177,7 @@ def test_online_dpo_runs_through_the_same_loop_without_a_critic() -> None:
         lengths = [len(rollout.prompt.token_ids) for rollout in fakes.journal.tables[step][::2]]
         assert batch.response_mask.int().argmax(dim=1).tolist()[::2] == lengths, "pairs in the order of the prompts"
         line = fakes.journal.lines[step]
-        assert line[WITHOUT_PREFERENCE] == 0.0 and line[names.BETA] == 0.3 and line[names.REWARD_MEAN] == 1.5
+        assert line[names.WITHOUT_PREFERENCE] == 0.0 and line[names.BETA] == 0.3 and line[names.REWARD_MEAN] == 1.5
         assert not [name for name in line if "critic" in name] and names.KL_COEF not in line
 
 
@@ -198,7 +197,7 @@ def test_a_quarantined_answer_leaves_its_prompt_without_a_pair() -> None:
     (batch,) = fakes.policy.batches
     assert batch.loss_mask.any(dim=1).tolist() == [False, False, True, True]
     assert batch.rewards.tolist() == [1.0, 1.0, 2.0, 1.0]
-    assert fakes.journal.lines[1][WITHOUT_PREFERENCE] == 1.0
+    assert fakes.journal.lines[1][names.WITHOUT_PREFERENCE] == 1.0
 
 
 def test_beta_goes_on_in_a_resumed_run() -> None:
