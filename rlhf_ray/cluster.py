@@ -211,6 +211,6 @@ def _heldout_accuracy(rewards: Sequence[Path | None]) -> float | None:
     for folder in rewards:
         summary = folder.parent / "summary.json" if folder else None
         if summary and summary.is_file():
-            accuracy = json.loads(summary.read_text()).get("rm_heldout_accuracy")
+            accuracy = json.loads(summary.read_text()).get("heldout_accuracy")
             return float(accuracy) if accuracy is not None else None
     return None

@@ -27,11 +27,12 @@ from torch.utils.data import Dataset
 
 from rlhf_ray.algorithms.evidence_loss import item_weights, mixed_loss, ordered_pairs
 from rlhf_ray.data.feedback import FeedbackConfig, open_feedback
+from rlhf_ray.data.length_buckets import LengthBuckets
 from rlhf_ray.errors import RunError, UserError
 from rlhf_ray.evidence import Item, Kind
 from rlhf_ray.models.device import device
 from rlhf_ray.models.folder import check_backbone, resolve_model
-from rlhf_ray.models.reward.batch import EncodedItem, RewardBatch, collate, encode_items, length_buckets, token_batch
+from rlhf_ray.models.reward.batch import EncodedItem, RewardBatch, collate, encode_items, token_batch
 from rlhf_ray.models.reward.build import make_reward_network
 from rlhf_ray.models.reward.network import TokenBatch
 from rlhf_ray.models.reward.saving import save_reward_model
@@ -172,8 +173,10 @@ class PreferenceDataset(Dataset[EncodedItem]):
         Characters stand for tokens here, so that nothing is tokenized before its turn.
         """
         lengths = [max(map(len, item.answers)) + sum(len(m.content) for m in item.prompt) for item in self._items]
-        for batch in length_buckets(lengths, batch_size, seed):
-            yield self.collate(encode_items([self._items[index] for index in batch], self._encoder))
+        order = list(LengthBuckets(lengths, batch_size, seed))
+        for start in range(0, len(order), batch_size):
+            batch = [self._items[index] for index in order[start : start + batch_size]]
+            yield self.collate(encode_items(batch, self._encoder))
 
 
 class RewardModelTrainer:

@@ -11,14 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_ray.config import AnyConfig, AnyOfflineConfig, CriticConfig, RewardModelConfig, RunConfig
-from rlhf_ray.data.feedback import open_feedback
+from rlhf_ray.data.feedback import Feedback, open_feedback
 from rlhf_ray.data.files import is_hub_id
 from rlhf_ray.data.prompts import load_prompts, read_rows
 from rlhf_ray.errors import UserError
+from rlhf_ray.evidence import OVERALL
 from rlhf_ray.machine import silent_cluster
 from rlhf_ray.models.folder import (
     check_backbone,
     check_causal_lm,
+    check_critic_init,
     check_reward_model,
     is_local,
     max_positions,
@@ -58,6 +60,8 @@ def _check_offline(config: AnyOfflineConfig, download: bool) -> list[str]:
         notes.append(f"feedback of {on_hub[0]} is on the hub: not checked, loaded when the run starts")
         return notes
     feedback = open_feedback(config.data, config.seed)
+    if isinstance(config, RewardModelConfig):
+        _check_objectives(config, feedback)
     train = config.train
     notes += [f"{feedback.num_train} items to train on, {feedback.num_heldout} held out", *feedback.notes]
     steps = train.max_steps or math.ceil(train.epochs * feedback.num_train / train.batch_size)
@@ -87,6 +91,18 @@ def _check_online(config: RunConfig, run_dir: Path, download: bool) -> list[str]
     else:
         _check_prompts(config, policy, notes)
     return notes
+
+
+def _check_objectives(config: RewardModelConfig, feedback: Feedback) -> None:
+    """Evidence about an objective that the model does not have could not train anything; without one it trains the
+    total."""
+    used = {objective for by_objective in feedback.counts.values() for objective in by_objective}
+    unknown = sorted(used - {*config.objectives, OVERALL})
+    if unknown:
+        raise UserError(
+            f"data.path: {config.data.path} has evidence about {', '.join(unknown)}, but objectives = "
+            f"{list(config.objectives)}; add what the model should learn, or leave such rows out"
+        )
 
 
 def _check_run_dir(run_dir: Path, resume: bool) -> None:
@@ -127,6 +143,8 @@ def _check_critic(config: RunConfig, policy: Path | None, rewards: list[Path | N
         return
     if not rewards:
         raise UserError("critic.init = reward needs a reward source of type model; set critic.init=policy")
+    if rewards[0]:
+        check_critic_init(rewards[0])
     if policy and rewards[0] and not same_tokenizer(policy, rewards[0]):
         raise UserError(
             f"critic.init = reward: the tokenizers of {config.model.path} and of the reward model {rewards[0]} differ, "

@@ -73,6 +73,7 @@ def make(
     samples: Annotated[int, typer.Option(min=1, help="How many are judged.")] = 1000,
     noise: Annotated[float, typer.Option(help="How often a typical judgement is wrong: 0 up to below 0.5.")] = 0.0,
     annotators: Annotated[int, typer.Option(min=1, help="How many judge each; every judgement is a row.")] = 1,
+    objectives: Annotated[str, typer.Option(help="overall, or helpfulness,honesty,courtesy.")] = "overall",
     seed: Annotated[int, typer.Option(help="Another seed, other data.")] = 0,
 ) -> None:
     """Write synthetic feedback about household questions; `quality` in each row is the truth about its answers."""
@@ -80,7 +81,14 @@ def make(
 
     if out.suffix != ".jsonl":
         raise UserError(f"{out}: the rows are written as JSON lines, so the name must end in .jsonl")
-    rows = create_preference_data(samples, kind=known_kind(kind), label_noise=noise, annotators=annotators, seed=seed)
+    rows = create_preference_data(
+        samples,
+        kind=known_kind(kind),
+        label_noise=noise,
+        annotators=annotators,
+        objectives=objectives.split(","),
+        seed=seed,
+    )
     try:
         with out.open("x", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row) + "\n" for row in rows)

@@ -13,7 +13,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class ModelConfig(Strict):
-    """A causal language model: `smollm2-135m` (the embedded one), a local folder, or a hub id."""
+    """A model: `smollm2-135m` (the embedded chat model), `minilm-l6` (the embedded encoder, for reward models), a local
+    folder, or a hub id."""
 
     path: str = "smollm2-135m"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -29,6 +29,7 @@ def canonical_row(items: Sequence[Item]) -> dict[str, object]:
         row |= _ratings([item for item in items if isinstance(item, Rating)])
     else:
         row |= {"completion": first.answer, "label": first.good, **_named(first.label)}
+    row |= {"category": first.label.category} if first.label.category is not None else {}
     return row | ({"weight": first.label.weight} if first.label.weight != 1 else {})
 
 

@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import Tensor
 
 from rlhf_ray.errors import UserError
@@ -51,38 +50,6 @@ def read_reward_stats(folder: Path) -> tuple[float, float]:
     """`(mean, std)` of the raw scores in training; `(0, 1)` for a model that has no statistics."""
     stats = load_stats(folder)
     return (stats.mean, stats.std) if stats else (0.0, 1.0)
-
-
-def make_reward_backbone(
-    model_folder: Path, num_layers: int | None, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> PreTrainedModel:
-    """The causal model in `model_folder` as an untrained reward model: its first `num_layers` layers (None: all), its
-    final norm and a new score head of one label.
-
-    The head is drawn from N(0, 1 / (hidden size + 1)) (Stiennon et al. 2020, arXiv 2009.01325; Huang et al. 2024,
-    arXiv 2403.17031, section 4), from `seed`. Raises `UserError` if the model has fewer layers or its tokenizer no
-    padding token of its own: the last token of a text could then not be told from padding.
-    """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    config = AutoConfig.from_pretrained(model_folder)
-    if num_layers is not None:
-        if num_layers > config.num_hidden_layers:
-            raise UserError(f"num_layers = {num_layers}: the model has only {config.num_hidden_layers} layers")
-        config.num_hidden_layers = num_layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:num_layers]
-    config.num_labels = 1
-    config.pad_token_id = own_padding(load_tokenizer(model_folder), model_folder)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        model_folder, config=config, dtype=dtype, use_safetensors=True
-    )
-    head = score_head(model, model_folder)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        drawn = torch.randn(head.shape, generator=generator) / math.sqrt(head.shape[1] + 1)
-        head.copy_(drawn.to(head.dtype))
-    return model
 
 
 def load_tokenizer(folder: Path, backbone: Literal["decoder", "encoder"] = "decoder") -> PreTrainedTokenizerBase:

@@ -51,10 +51,6 @@ class Journalist(TrainerCallback):
             before = self._pending[1] if self._pending and self._pending[0] == state.global_step else {}
             self._pending = (state.global_step, before | found)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The last line."""
-        self.flush()
-
     def flush(self) -> None:
         """Writes the line that waits for its evaluation."""
         if self._journal is not None and self._pending is not None:

@@ -49,7 +49,7 @@ def follow(running: Any, run_dir: Path, deadline_s: float) -> Iterator[list[dict
         news = []
         for kind, file in (("metrics", "metrics.jsonl"), ("event", "events.jsonl")):
             records = read_lines(run_dir / file)
-            news += [{"type": kind, **record} for record in records[seen[kind] :]]
+            news += [{"type": kind, **record} for record in records[min(seen[kind], len(records)) :]]
             seen[kind] = len(records)
         if news:
             last = time.monotonic()

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from rlhf_ray.algorithms.evidence_loss import item_weights, mixed_loss, ordered_items
 from rlhf_ray.config import RewardModelConfig
+from rlhf_ray.models.engine import enable_gradient_checkpointing
 from rlhf_ray.models.reward.batch import RewardBatch
 from rlhf_ray.models.reward.network import RewardNetwork
 from rlhf_ray.offline.committed import Committed
@@ -55,6 +56,10 @@ def reward_trainer(
 ) -> Any:
     """The trainer, ready to `train()`."""
 
+    if config.train.gradient_checkpointing:
+        for backbone in (*network.backbones, *network.prompt_backbones):
+            enable_gradient_checkpointing(backbone)
+
     def collate(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         batch = reward_batch(rows, network.spec, padding)
         # `count` tells transformers how many items a batch has, when it averages held-out losses.
@@ -63,7 +68,9 @@ def reward_trainer(
     return CommittedReward(
         config=config,
         model=network,
-        args=TrainingArguments(**arguments, remove_unused_columns=False, label_names=[]),
+        args=TrainingArguments(
+            **{**arguments, "gradient_checkpointing": False}, remove_unused_columns=False, label_names=[]
+        ),
         train_dataset=train,
         eval_dataset=heldout,
         data_collator=collate,

@@ -23,7 +23,7 @@ from rlhf_ray.rundir.commit import verify
 from rlhf_ray.rundir.lines import read_lines
 from rlhf_ray.types import Message
 
-OBJECTIVES = ["helpfulness", "harmlessness", "honesty"]
+OBJECTIVES = ["helpfulness", "honesty", "courtesy"]
 
 
 def _offline_recipes() -> list[str]:
@@ -60,7 +60,7 @@ def test_recipe(recipe: str, models: dict[str, Path], ratings: Path, tmp_path: P
     path = ratings if asked.data.path == "ratings.jsonl" else "demo"  # type: ignore[union-attr]  # no online run here
     overrides = [f"model.path={models[asked.model.path]}", f"data.path={path}", "train.max_steps=2"]
     overrides += ["data.max_tokens=120", "train.batch_size=4", "train.cpus_per_worker=0.5", "train.eval_every=2"]
-    overrides += ["data.limit=60"] if path == "demo" else []
+    overrides += ["data.limit=60"] if path == "demo" else [f"objectives=[{','.join(OBJECTIVES)}]"]
     overrides += ["num_layers=1"] if isinstance(asked, RewardModelConfig) and asked.num_layers else []
     config = load_config(recipe, overrides)
     assert not isinstance(config, RunConfig)
@@ -70,7 +70,7 @@ def test_recipe(recipe: str, models: dict[str, Path], ratings: Path, tmp_path: P
     assert summary["finished"] and summary["steps"] == 2
     assert summary["heldout_loss"] == summary["heldout_loss"] and (run / "report.html").is_file()
     lines = read_lines(run / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [1, 2]
+    assert [line["step"] for line in lines] == [1, 2], "a line a step, with the evaluation in the last"
     assert all({names.TRAIN_LOSS, names.TRAIN_GRAD_NORM, names.TOKENS_PER_SECOND} <= line.keys() for line in lines)
     assert not verify(run / "checkpoints" / "step-000002")
     if isinstance(config, RewardModelConfig):

@@ -17,7 +17,10 @@ from rlhf_ray.cli.main import main
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import PlacementConfig, RunConfig
 from rlhf_ray.config_file import dump_config, load_config
-from rlhf_ray.models.reward_model import load_tokenizer, make_reward_backbone
+from rlhf_ray.models.reward.build import make_reward_network
+from rlhf_ray.models.reward.saving import save_reward_model
+from rlhf_ray.models.reward.spec import RewardSpec
+from rlhf_ray.models.reward_model import RewardStats, load_tokenizer
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.rundir.commit import latest_commit, verify
 from rlhf_ray.rundir.rollout_table import read_rollouts
@@ -56,8 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy, an untrained reward model and 24 prompts."""
     folder = tmp_path_factory.mktemp("e2e")
     tiny = tiny_model(folder / "tiny")
-    make_reward_backbone(tiny, 1).save_pretrained(folder / "judge")
-    load_tokenizer(tiny).save_pretrained(folder / "judge")
+    spec, stats = RewardSpec(backbone="decoder", max_tokens=512), RewardStats(mean=0, std=1, answers=1, max_tokens=512)
+    save_reward_model(folder / "judge", make_reward_network(tiny, spec, 1), load_tokenizer(tiny), stats)
     questions = [f"{verb} the {topic}" for verb in ("tell me about", "explain") for topic in TOPICS]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": q}) + "\n" for q in questions))
     return folder

@@ -1,20 +1,26 @@
-"""Reward training for real: TRL with DeepSpeed in Ray Train on the tiny model, on a preference that is easy to see."""
+"""Reward training for real: mixed evidence, DeepSpeed and Ray Train, on a preference that is easy to see."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from transformers import AutoModelForSequenceClassification
 
+from rlhf_ray.cluster import launch_offline
 from rlhf_ray.config import RewardModelConfig
-from rlhf_ray.data.preferences import read_preferences, split_by_prompt
 from rlhf_ray.errors import UserError
+from rlhf_ray.evaluation.reward import EVALUATION_FILE, RewardEvaluation
 from rlhf_ray.models.reward.scorer import RewardScorer
 from rlhf_ray.models.reward_model import load_stats
 from rlhf_ray.models.tiny import tiny_model
-from rlhf_ray.offline.reward import train_reward_model, wilson_interval
+from rlhf_ray.preflight import preflight
+from rlhf_ray.rundir.lines import read_lines
+from rlhf_ray.types import Message
 
 TOPICS = ("sun", "moon", "tree", "house", "cat", "dog", "book", "story", "city", "year")
 KIND, RUDE = ("please take my help", "thank you, good question", "happy to help"), ("no, bad question", "go now")
@@ -22,7 +28,7 @@ KIND, RUDE = ("please take my help", "thank you, good question", "happy to help"
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=True)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -32,26 +38,36 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
+def _rows() -> list[dict[str, Any]]:
+    """Pairs, rankings, ratings and thumbs in turn: kind answers are better than rude ones."""
+    rows: list[dict[str, Any]] = []
+    for i, (verb, topic) in enumerate((v, t) for v in ("explain", "list", "find", "name", "tell") for t in TOPICS):
+        prompt, good, bad = f"{verb} the {topic}?", f"{topic}: {KIND[i % 3]}", f"{topic}: {RUDE[i % 2]}"
+        rows += [
+            [{"prompt": prompt, "chosen": good, "rejected": bad}],
+            [{"prompt": prompt, "responses": [bad, good, "no"], "ranks": [2, 1, 2]}],
+            [{"prompt": prompt, "response": good, "rating": 5}, {"prompt": prompt, "response": bad, "rating": 1}],
+            [{"prompt": prompt, "response": good, "thumb": "up"}, {"prompt": prompt, "response": bad, "thumb": "down"}],
+        ][i % 4]
+    return rows
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("data") / "kind.jsonl"
-    rows = [
-        {"prompt": f"{verb} the {topic}?", "chosen": f"{topic}: {KIND[i % 3]}", "rejected": f"{topic}: {RUDE[i % 2]}"}
-        for i, verb in enumerate(("explain", "list", "find", "name"))
-        for topic in TOPICS
-    ]
+    return _write(tmp_path_factory.mktemp("data") / "kind.jsonl", _rows())
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> Path:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
 
-def _config(tiny: Path, data: Path, **changes: object) -> RewardModelConfig:
+def _config(tiny: Path, file: Path, train: dict[str, Any] | None = None, **changes: Any) -> RewardModelConfig:
     base = {
         "name": "toy",
         "model": {"path": str(tiny)},
-        "num_layers": 1,
-        "data": {"path": str(data), "heldout_fraction": 0.25, "max_tokens": 64},
-        "epochs": 8,
-        "learning_rate": 3e-3,
+        "data": {"path": str(file), "heldout_fraction": 0.25, "max_tokens": 64},
+        "train": {"epochs": 8, "learning_rate": 3e-3, "cpus_per_worker": 0.5, **(train or {})},
     }
     return RewardModelConfig.model_validate({**base, **changes})
 
@@ -59,51 +75,65 @@ def _config(tiny: Path, data: Path, **changes: object) -> RewardModelConfig:
 @pytest.mark.parametrize(
     ("workers", "stage", "lora"), [(1, 0, None), (2, 3, {"rank": 8, "alpha": 16})], ids=["full-zero0", "lora-zero3"]
 )
-def test_learns_saves_and_reloads(
-    tiny: Path, data: Path, tmp_path: Path, workers: int, stage: int, lora: dict[str, float] | None
+def test_learns_from_mixed_evidence_saves_and_reloads(
+    tiny: Path, data: Path, tmp_path: Path, workers: int, stage: int, lora: dict[str, int] | None
 ) -> None:
-    config = _config(
-        tiny, data, num_workers=workers, cpus_per_worker=0.5, deepspeed={"zero_stage": stage}, lora=lora
-    )
-    summary = train_reward_model(config, tmp_path / "run")
+    train = {"num_workers": workers, "deepspeed": {"zero_stage": stage}}
+    run = tmp_path / "run"
+    summary = launch_offline(_config(tiny, data, train, num_layers=1, lora=lora), run, False, "test")
 
-    train, heldout = split_by_prompt(read_preferences(data), 0.25, config.seed)
-    assert (summary["pairs_train"], summary["pairs_heldout"]) == (len(train), len(heldout)) == (30, 10)
-    accuracy = summary["rm_heldout_accuracy"]
-    assert isinstance(accuracy, float) and accuracy >= 0.9
-    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
-
-    folder = tmp_path / "run" / "model"
-    model = RewardScorer.load(folder)
-    right = sum(a > b for a, b in (model.score([(p.prompt, p.chosen), (p.prompt, p.rejected)]) for p in heldout))
-    assert right == round(accuracy * len(heldout))
-    scores = model.score([(p.prompt, answer) for p in train for answer in (p.chosen, p.rejected)])
-    mean = sum(scores) / len(scores)
-    assert mean == pytest.approx(0, abs=1e-4)
-    assert sum((x - mean) ** 2 for x in scores) / len(scores) == pytest.approx(1, abs=1e-3)
+    evaluation = RewardEvaluation.model_validate_json((run / EVALUATION_FILE).read_text())
+    assert summary["heldout_accuracy"] == evaluation.overall.accuracy and summary["heldout_accuracy"] >= 0.9
+    assert {group.name for group in evaluation.by_kind} >= {"pair", "ranking"}
+    folder = run / "model"
     stats = load_stats(folder)
-    assert stats is not None and (stats.answers, stats.max_tokens) == (60, 64)
-
+    assert stats is not None and stats.max_tokens == 64
+    prompt = (Message("user", "explain the sun?"),)
+    good, bad = RewardScorer.load(folder).score([(prompt, "sun: happy to help"), (prompt, "sun: go now")])
+    assert good > bad
     plain = AutoModelForSequenceClassification.from_pretrained(folder)
     assert {name.split(".")[0] for name in plain.state_dict()} == {"model", "score"}  # adapters are merged
-    assert f"{right} of 10 pairs" in (folder / "README.md").read_text()
-    assert {"model.safetensors", "chat_template.jinja"} <= {file.name for file in folder.iterdir()}
+    lines = read_lines(run / "metrics.jsonl")
+    assert float(str(lines[-1]["train/loss"])) < float(str(lines[0]["train/loss"]))
 
 
 def test_a_fault_in_a_worker_reaches_the_caller(tiny: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"worker 0.*only 2 layers"):
-        train_reward_model(_config(tiny, data, num_layers=9, cpus_per_worker=0.5), tmp_path / "run")
+    with pytest.raises(UserError, match="only 2 layers"):
+        launch_offline(_config(tiny, data, num_layers=9), tmp_path / "run", False, "test")
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_a_finished_run_is_not_overwritten(tiny: Path, data: Path, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    with pytest.raises(UserError, match="already holds a model"):
-        train_reward_model(_config(tiny, data), tmp_path)
+PAIR = {"prompt": "hello", "chosen": "yes", "rejected": "no"}
 
 
-def test_wilson_interval_matches_published_values() -> None:
-    # Newcombe 1998, Statistics in Medicine 17, table I: 81/263 and 15/148 by the score method without correction.
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
-    assert wilson_interval(0, 20)[0] == 0.0
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"prompt": "hi", "chosen": "yes"}, "rejected"),
+        ({"prompt": "hi", "chosen": "same", "rejected": "same"}, "same"),
+        ({"prompt": "hi", "response": "yes", "rating": 9}, "rating"),
+        ({"prompt": "hi", "response": "yes", "rating": float("nan")}, "rating"),
+        ({"prompt": "hi", "responses": ["a", "b"], "ranking": [0, 0]}, "ranking"),
+        ({"messages": [{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]}, "assistant"),
+        ({"prompt": "hi", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 5}, "score"),
+    ],
+)
+def test_bad_rows_stop_a_run_before_it_starts(tiny: Path, tmp_path: Path, bad: dict[str, Any], message: str) -> None:
+    file = _write(tmp_path / "bad.jsonl", [PAIR, {**PAIR, "prompt": "other"}, bad])
+    with pytest.raises(UserError, match=r"bad\.jsonl row 3") as error:
+        preflight(_config(tiny, file), tmp_path / "run", resume=False)
+    assert message in str(error.value)
+    lenient = _config(tiny, file, data={"path": str(file), "on_bad_row": "drop", "max_tokens": 64})
+    dropped = preflight(lenient, tmp_path / "run", resume=False)
+    assert any("1" in note and "row" in note for note in dropped), dropped
+
+
+def test_only_ties_and_unknown_objectives_are_refused(tiny: Path, tmp_path: Path) -> None:
+    ties = [{"prompt": f"p{i}", "response_a": "yes", "response_b": "no", "preference": "tie"} for i in range(4)]
+    with pytest.raises(UserError, match="tie"):
+        preflight(_config(tiny, _write(tmp_path / "ties.jsonl", ties)), tmp_path / "run", resume=False)
+    named = [{**PAIR, "prompt": f"p{i}", "objective": "kindness"} for i in range(4)]
+    file = _write(tmp_path / "named.jsonl", named)
+    with pytest.raises(UserError, match="kindness"):
+        preflight(_config(tiny, file), tmp_path / "run", resume=False)
+    preflight(_config(tiny, file, objectives=["kindness", "truth"]), tmp_path / "run", resume=False)

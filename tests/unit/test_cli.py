@@ -80,7 +80,7 @@ def test_wrong_usage_is_2(capsys: Captured) -> None:
     ("words", "message"),
     [
         (["policy.num_worker=2"], "policy.num_worker: unknown key; did you mean num_workers?"),
-        (["prompts.path=none.jsonl"], "prompt file none.jsonl does not exist"),
+        (["prompts.path=none.jsonl"], "file none.jsonl does not exist"),
         (["prompts.path=bad.jsonl"], "bad.jsonl row 1: not a JSON object"),
         (["prompts.max_prompt_tokens=20"], "20 of 20 prompts are longer than prompts.max_prompt_tokens = 20"),
         (["model.path=./gone"], "model folder ./gone does not exist"),

@@ -55,7 +55,8 @@ def test_kind_chooses_the_class(tmp_path: Path) -> None:
     reward = "kind: reward\nname: rm\ndata: {path: pairs.jsonl}"
     assert isinstance(load_config(write(tmp_path, reward)), RewardModelConfig)
     assert isinstance(load_config(write(tmp_path, GOOD)), RunConfig)
-    assert "kind must be one of online, reward (got 'onlin')" in mistake(tmp_path, GOOD + "kind: onlin")
+    kinds = "online, reward, sft, preference"
+    assert f"kind must be one of {kinds} (got 'onlin')" in mistake(tmp_path, GOOD + "kind: onlin")
 
 
 def test_overrides_reach_every_depth(tmp_path: Path) -> None:

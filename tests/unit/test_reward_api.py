@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 
 from rlhf_ray.errors import RunError, UserError
 from rlhf_ray.evidence import Evidence, Label, Pair, Ranking, Rating, Thumb
-from rlhf_ray.models.reward.batch import length_buckets
 from rlhf_ray.models.reward.scorer import RewardScorer
 from rlhf_ray.models.tiny import tiny_encoder, tiny_model
 from rlhf_ray.preference_api import (
@@ -152,7 +151,7 @@ def test_a_file_becomes_a_dataset(bases: dict[str, Path], tmp_path: Path) -> Non
     assert [len(part) for part in parts] == [7, 3]
     prompts = [{part[i].item.prompt for i in range(len(part))} for part in parts]
     assert not prompts[0] & prompts[1] and len(prompts[0] | prompts[1]) == 10
-    loader = DataLoader(parts[0], batch_sampler=length_buckets([1] * 7, 4, 0), collate_fn=parts[0].collate)
+    loader = DataLoader(parts[0], batch_size=4, collate_fn=parts[0].collate)
     assert sorted(len(batch) for batch in loader) == [3, 4]
     with pytest.raises(UserError, match=r"from_file: heldout_fractoin"):
         PreferenceDataset.from_file(file, model.encoder, heldout_fractoin=0.3)

@@ -17,7 +17,6 @@ from rlhf_ray.models.reward_model import (
     STATS_FILE,
     RewardStats,
     load_tokenizer,
-    make_reward_backbone,
     read_reward_stats,
     save_stats,
 )
@@ -131,22 +130,12 @@ def test_a_critic_takes_it_over(folder: Path, tmp_path: Path) -> None:
     assert float(values[0, -1]) == pytest.approx(RewardScorer.load(model).score(CONVERSATIONS[:1])[0], abs=1e-5)
 
 
-def test_backbone_keeps_the_first_layers(causal: Path) -> None:
-    made = make_reward_backbone(causal, 1, seed=5)
-    assert len(made.model.layers) == 1
-    assert not torch.equal(made.score.weight, make_reward_backbone(causal, 1, seed=6).score.weight)
-    with pytest.raises(UserError, match="only 2 layers"):
-        make_reward_backbone(causal, 3)
-
-
 def test_padding_equal_to_the_end_is_refused(causal: Path, tmp_path: Path) -> None:
     for file in causal.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     settings["pad_token"] = settings["eos_token"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="pad_token"):
-        make_reward_backbone(tmp_path, None)
     with pytest.raises(UserError, match="pad_token"):
         make_reward_network(tmp_path, SPEC)
 

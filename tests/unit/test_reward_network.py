@@ -18,7 +18,7 @@ from rlhf_ray.config.offline import EnsembleConfig, GateConfig, SeparateConfig, 
 from rlhf_ray.errors import UserError
 from rlhf_ray.evidence import KINDS, OVERALL, Demonstration, Label, Pair, Ranking, Rating, Thumb
 from rlhf_ray.models.folder import check_critic_init, check_reward_model, count_parameters, max_positions
-from rlhf_ray.models.reward.batch import bootstrap_weights, collate, encode_items, length_buckets, token_batch
+from rlhf_ray.models.reward.batch import bootstrap_weights, collate, encode_items, token_batch
 from rlhf_ray.models.reward.build import backbone_kind, make_reward_network, spec_for
 from rlhf_ray.models.reward.network import RewardNetwork
 from rlhf_ray.models.reward.saving import load_reward_network, save_reward_model
@@ -175,20 +175,6 @@ def test_an_answer_cannot_forge_a_turn(bases: dict[str, Path], backbone: str, ma
 
 
 # Batches
-
-
-def test_length_buckets_hold_everything_once_and_waste_little() -> None:
-    g = torch.Generator().manual_seed(0)
-    lengths = torch.randint(5, 500, (1000,), generator=g).tolist()
-    batches = length_buckets(lengths, 8, seed=3)
-    assert sorted(i for batch in batches for i in batch) == list(range(1000))
-    assert sorted(map(len, batches)) == [8] * 125
-    padded = sum(len(b) * max(lengths[i] for i in b) for b in batches)
-    assert padded / sum(lengths) < 1.05
-    longest = [max(lengths[i] for i in b) for b in batches]
-    assert longest != sorted(longest) and longest != sorted(longest, reverse=True)
-    assert length_buckets(lengths, 8, seed=3) == batches and length_buckets(lengths, 8, seed=4) != batches
-    assert sorted(map(len, length_buckets(lengths[:10], 8, seed=0))) == [2, 8]
 
 
 def test_bootstrap_weights_are_poisson_and_stay_the_same() -> None:

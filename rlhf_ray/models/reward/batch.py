@@ -1,8 +1,7 @@
-"""Evidence as tensors: tokenized items, batches of similar length, one carrier of a training step."""
+"""Evidence as tensors: tokenized items, and one carrier of a training step."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +17,6 @@ from rlhf_ray.models.reward.network import TokenBatch
 from rlhf_ray.models.reward.spec import RewardSpec
 from rlhf_ray.models.reward.text import Encoded, TextEncoder
 
-SORTED_BATCHES = 32
-"""So many batches are sorted by length together: padding is a few percent, and batches differ between epochs."""
 _POISSON = (0.36787944, 0.73575888, 0.91969860, 0.98101184, 0.99634015, 0.99940582, 0.99991676, 0.99998975)
 """The cumulative distribution of Poisson(1) at 0, 1, 2, ..."""
 
@@ -90,22 +87,6 @@ def token_batch(answers: Sequence[Encoded], padding: int) -> TokenBatch:
     places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
     prompt_ids, prompt_mask = _padded(list(places), padding)
     return TokenBatch(token_ids, mask, lengths, prompt_ids, prompt_mask, torch.tensor([places[p] for p in prompts]))
-
-
-def length_buckets(lengths: Sequence[int], batch_size: int, seed: int) -> list[list[int]]:
-    """Every index of `lengths` once, in batches of `batch_size` of similar length (the last may be smaller).
-
-    Items are shuffled, sorted within `SORTED_BATCHES` batches, and the batches are shuffled again. Another `seed`, say
-    another epoch's, gives other batches.
-    """
-    draw = random.Random(seed)
-    order = list(range(len(lengths)))
-    draw.shuffle(order)
-    span = batch_size * SORTED_BATCHES
-    chunks = (sorted(order[start : start + span], key=lambda i: lengths[i]) for start in range(0, len(order), span))
-    batches = [chunk[start : start + batch_size] for chunk in chunks for start in range(0, len(chunk), batch_size)]
-    draw.shuffle(batches)
-    return batches
 
 
 def bootstrap_weights(item: Evidence, members: int) -> list[float]:
