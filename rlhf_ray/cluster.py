@@ -20,7 +20,7 @@ from rlhf_ray.errors import RunError, UserError
 from rlhf_ray.evaluation.memory import PeakMemory
 from rlhf_ray.machine import cpu_cores
 from rlhf_ray.models.folder import resolve_model
-from rlhf_ray.offline.launch import STOP_FILE, create_run, follow, start
+from rlhf_ray.offline.launch import STOP_FILE, create_run, encode, follow, start
 from rlhf_ray.report.page import write_report
 from rlhf_ray.report.progress import TITLES, ProgressView
 from rlhf_ray.resources import feasible, requests
@@ -126,8 +126,13 @@ def _watch_offline(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dic
     from ray.exceptions import RayTaskError
 
     (run_dir / STOP_FILE).unlink(missing_ok=True)
-    running = start(config, folder, run_dir)
+    began = time.monotonic()
     with ProgressView(config.train.max_steps or 0, TITLES[config.kind]) as view:
+        view.update([{"type": "phase", "phase": "reading the data", "time": time.time()}])
+        counts = encode(config, folder, run_dir)
+        encoded = time.monotonic()
+        running = start(config, folder, run_dir)
+        view.update([{"type": "phase", "phase": "starting the workers", "time": time.time()}])
         try:
             for news in follow(running, run_dir, config.train.deadline_s):
                 view.update(news)
@@ -142,7 +147,8 @@ def _watch_offline(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dic
             if isinstance(error.cause, UserError | RunError):
                 raise error.cause from None
             raise RunError(f"{error.cause}") from error
-    return figures
+    seconds = {"encode": encoded - began, "train": figures.pop("seconds_training")}
+    return {**counts, **figures, "seconds_by_phase": seconds}
 
 
 def _watch(controller: Any, config: RunConfig) -> dict[str, Any]:

@@ -60,10 +60,8 @@ def follow(running: Any, run_dir: Path, deadline_s: float) -> Iterator[list[dict
 
 
 def _supervise(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
-    """Encodes, then runs worker groups until one finishes; each starts from the newest commit."""
+    """Runs worker groups until one finishes; each starts from the newest commit."""
     began = time.monotonic()
-    facts = _encode(config, folder, run_dir)
-    encoded = time.monotonic()
     for attempt in range(config.train.max_restarts + 1):
         try:
             figures = _fit(config, folder, run_dir)
@@ -74,13 +72,15 @@ def _supervise(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[st
             if attempt == config.train.max_restarts:
                 raise RunError(f"{error}; train.max_restarts = {config.train.max_restarts} is used up") from error
             _event(run_dir, "restart", f"{error}. The group starts again from {place}.")
-    seconds = {"encode": encoded - began, "train": time.monotonic() - encoded}
-    figures |= {"seconds_by_phase": seconds, "tokens_per_second": _speed(run_dir), **_last_beta(run_dir)}
-    return {**facts, **figures}
+    figures |= {"seconds_training": time.monotonic() - began, "tokens_per_second": _speed(run_dir)}
+    return figures | _last_beta(run_dir)
 
 
-def _encode(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
-    """Token ids on disk, once for a run and all its restarts; returns counts for the summary."""
+def encode(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
+    """Token ids on disk, once for a run and all its restarts; returns counts for the summary.
+
+    The driver does it: its libraries are loaded, and importing them elsewhere would take longer than most data.
+    """
     from rlhf_ray.offline.worker import kind_of
 
     done = run_dir / "data" / _FACTS
