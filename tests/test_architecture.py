@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rlhf_ray"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md")]
-DOCUMENTS += [ROOT / "deploy" / "README.md", ROOT / "tune_configs" / "README.md"]
+DOCUMENTS += [ROOT / "docs" / "preferences.md"]
+DOCUMENTS += [ROOT / folder / "README.md" for folder in ("benchmarks", "deploy", "tune_configs")]
 # What runs code that it was given as data. `torch.load` unpickles; yaml's safe loader is a class handed to `yaml.load`.
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_BUILTINS = {"eval", "exec", "compile", "__import__"}
@@ -111,7 +112,8 @@ def test_links_and_file_names_exist(document: Path) -> None:
 
 def _exists(folder: Path, name: str) -> bool:
     """Documents may name a module as the layers do: `actors/rollout.py`. Names inside a run directory are patterns."""
-    inside_a_run = {"policy/", "critic/", "state/critic/", "state/policy/", "quarantine/", "busy/...", "time/overhead"}
+    inside_a_run = {"policy/", "model/", "critic/", "state/critic/", "state/policy/", "quarantine/"}
+    inside_a_run |= {"busy/...", "time/overhead"}
     return name in inside_a_run or (folder / name).exists() or (PACKAGE / name).exists()
 
 
@@ -138,9 +140,9 @@ def test_the_readme_has_commands() -> None:
     assert any(line.startswith("make demo") for line in _commands_of_readme())
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "doctor", "report"])
+@pytest.mark.parametrize("verb", ["demo", "train", "doctor", "report", "data check", "data make"])
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
-    shown = CliRunner().invoke(app, [verb, "--help"])
+    shown = CliRunner().invoke(app, [*verb.split(), "--help"])
     assert shown.exit_code == 0
     assert f"Example: rlhf-ray {verb}" in shown.output
 

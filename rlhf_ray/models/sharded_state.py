@@ -34,6 +34,8 @@ class ShardedState:
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
         keep = torch.distributed.get_rank() == 0
+        if with_moments:
+            self._link()
         for name, parameter in self._trainable.items():
             whole = self._full(parameter, None)
             if keep:
@@ -77,7 +79,13 @@ class ShardedState:
                 "exp_avg": torch.zeros_like(parameter.data),
                 "exp_avg_sq": torch.zeros_like(parameter.data),
             }
+        self._link()
+
+    def _link(self) -> None:
+        # DeepSpeed links parameters to their moments once, after the first group's first step: those of further
+        # parameter groups (transformers' trainers have one without weight decay) do not exist yet then.
         if self._zero_stage in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _full(self, parameter: nn.Parameter, key: str | None) -> Tensor:

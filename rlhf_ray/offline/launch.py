@@ -32,7 +32,16 @@ def start(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> Any:
     import ray
 
     environment = {"env_vars": {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}}
-    return ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_supervise).remote(config, folder, run_dir)
+    task = ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_supervise)
+    return task.remote(_absolute(config), folder, run_dir)
+
+
+def _absolute(config: AnyOfflineConfig) -> AnyOfflineConfig:
+    """The same with absolute paths of its data: a worker's current directory is another one."""
+    named = {"path": config.data.path, "heldout_path": config.data.heldout_path}
+    local = {key: Path(path).expanduser() for key, path in named.items() if path is not None}
+    found = {key: str(path.resolve()) for key, path in local.items() if path.exists()}
+    return config.model_copy(update={"data": config.data.model_copy(update=found)})
 
 
 def follow(running: Any, run_dir: Path, deadline_s: float) -> Iterator[list[dict[str, object]]]:
