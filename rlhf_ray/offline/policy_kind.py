@@ -45,9 +45,10 @@ class PolicyKind:
             notes += [f"{name}: {note}" for note in encoder.notes()]
             notes += [f"{name}: {number} items left out: {reason}" for reason, number in left_out.items()]
             if not count:
+                why = f" ({'; '.join(notes)})" if notes else ""
                 raise UserError(
-                    f"data.path {self._config.data.path}: no {name} row that {self._what()} can be trained on is left; "
-                    "see `rlhf-ray data check` for what the file holds"
+                    f"data.path {self._config.data.path}: no {name} row that {self._what()} can be trained on is left"
+                    f"{why}; see `rlhf-ray data check` for what the file holds"
                 )
         if isinstance(self._config, PreferenceConfig):
             pairs = as_pairs(feedback.heldout())

@@ -18,7 +18,7 @@ from rlhf_ray.config_file import load_config
 from rlhf_ray.models.tiny import tiny_encoder, tiny_model
 
 GUIDE = Path(__file__).parents[2] / "docs" / "preferences.md"
-SMALL = ["train.max_steps=2", "train.batch_size=4", "train.cpus_per_worker=0.5", "data.max_tokens=150"]
+SMALL = ["train.max_steps=2", "train.batch_size=4", "train.cpus_per_worker=0.5", "data.max_tokens=500"]
 
 
 def _blocks(language: str) -> list[str]:
