@@ -82,7 +82,7 @@ def _supervise(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[st
                 raise RunError(f"{error}; train.max_restarts = {config.train.max_restarts} is used up") from error
             _event(run_dir, "restart", f"{error}. The group starts again from {place}.")
     figures |= {"seconds_training": time.monotonic() - began, "tokens_per_second": _speed(run_dir)}
-    return figures | _last_beta(run_dir)
+    return figures | _last(run_dir)
 
 
 def encode(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
@@ -182,13 +182,14 @@ def _speed(run_dir: Path) -> float | None:
     return median(known) if known else None
 
 
-def _last_beta(run_dir: Path) -> dict[str, object]:
-    """Where an adaptive beta ended, and the KL that it followed; nothing for a fixed one."""
-    lines = [record for record in read_lines(run_dir / "metrics.jsonl") if names.BETA in record]
-    if not lines:
-        return {}
+def _last(run_dir: Path) -> dict[str, object]:
+    """The last held-out loss, and where an adaptive beta ended with the KL that it followed, if there was one."""
+    found: dict[str, object] = {}
     keys = {"beta_last": names.BETA, "kl_last": names.BETA_KL, "kl_target": names.BETA_TARGET_KL}
-    return {ours: lines[-1][name] for ours, name in keys.items() if name in lines[-1]}
+    keys["heldout_loss"] = names.HELDOUT_LOSS
+    for record in read_lines(run_dir / "metrics.jsonl"):
+        found |= {ours: record[name] for ours, name in keys.items() if name in record}
+    return found
 
 
 def create_run(config: AnyOfflineConfig, run_dir: Path, config_yaml: str, command: str) -> None:

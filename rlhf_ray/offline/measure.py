@@ -15,7 +15,7 @@ from rlhf_ray.evaluation.intervals import wilson_interval
 from rlhf_ray.models.causal_lm import CausalLM, load_causal_lm
 from rlhf_ray.models.device import compute_dtype, device
 
-KL_PAIRS = 100
+KL_PAIRS = 16
 """Held-out pairs whose answers the KL is measured on; it needs whole distributions."""
 MOST_PAIRS = 1000
 """Measured at most: enough for an interval of 3 %, and scoring a large set on one rank is slow."""

@@ -81,7 +81,8 @@ def _agreed(journal: RunDirectory | None) -> tuple[int, bool]:
 def _train(
     config: AnyOfflineConfig, kind: Kind, run_dir: Path, journal: RunDirectory | None, step: int
 ) -> tuple[int, bool, dict[str, object]]:
-    """Trains from the commit of `step`; returns the last step, whether the run is complete, and its held-out loss."""
+    """Trains from the commit of `step`; returns the last step, whether the run is complete, and the step
+    of the best weights if they are not the last."""
     from transformers import PrinterCallback
     from transformers.utils import logging
 
@@ -104,7 +105,6 @@ def _train(
         restored = steering.restore_best()
         if restored or steering.evaluated[0] != reached:
             trainer.evaluate()
-        figures["heldout_loss"] = steering.evaluated[1]
         figures |= {"best_step": steering.best_step} if restored else {}
     journalist.flush()
     if not stopped or reached != step:
