@@ -1,9 +1,10 @@
-"""DPO under Ray Train with DeepSpeed against plain TRL in one process, alternating, on the same model and pairs.
+"""DPO under Ray Train with DeepSpeed against plain TRL in one process: the same model, rows, batches and order.
 
-    python benchmarks/dpo_throughput.py --steps 12 --rounds 2
+    python benchmarks/dpo_throughput.py --steps 10 --rounds 3
 
-Prints tokens a second (without padding, median over steps, the first two left out) of each round and the ratio of the
-medians. Plain TRL draws rows at random, as it does by default; this project batches rows of like length.
+A round is a run under Ray Train and then one of plain TRL on the token ids that the first left on disk. Both are timed
+from one step's log to the next. Prints tokens a second (without padding, the first two steps left out) and the ratio
+of each round. Timings of two things that do not run at once drift apart on a shared machine: take several rounds.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,90 +24,107 @@ from typing import Any
 from rlhf_ray import metrics as names
 from rlhf_ray.cluster import launch_offline
 from rlhf_ray.config import PreferenceConfig
+from rlhf_ray.data.length_buckets import LengthBuckets
 from rlhf_ray.machine import cpu_cores
 from rlhf_ray.models.folder import resolve_model
+from rlhf_ray.offline.tables import read_table
 from rlhf_ray.rundir.lines import read_lines
 
 SKIPPED = 2
 BATCH = 8
+RATE = 1e-4
+Step = tuple[float, float]
+"""Tokens and seconds of one step."""
 
 
 def main() -> None:
     """Runs the rounds."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.plain:
-        print(json.dumps(_plain(asked.model, asked.steps)))
+        print(json.dumps(_plain(asked.model, asked.steps, asked.plain)))
         return
-    plain, ours = list[float](), list[float]()
-    for number in range(asked.rounds):
-        plain.append(_plain_in_a_process(asked.model, asked.steps))
-        ours.append(_ours(asked.model, asked.steps))
-        print(f"round {number + 1}: plain TRL {plain[-1]:.0f}, Ray Train {ours[-1]:.0f} tokens/s", flush=True)
-    print(json.dumps({"plain": plain, "ray_train": ours, "ratio": round(median(ours) / median(plain), 3)}))
+    ratios = list[float]()
+    for number in range(1, asked.rounds + 1):
+        holder = Path(tempfile.mkdtemp())
+        ours = _speed(_ours(asked.model, asked.steps, holder / "run"))
+        plain = _speed(_plain_in_a_process(asked.model, asked.steps, holder / "run" / "data" / "train.arrow"))
+        shutil.rmtree(holder)
+        ratios.append(ours / plain)
+        print(f"round {number}: Ray Train {ours:.1f}, plain TRL {plain:.1f} tokens/s, {ratios[-1]:.3f}", flush=True)
+    print(json.dumps({"ratios": [round(ratio, 3) for ratio in ratios], "median": round(median(ratios), 3)}))
 
 
-def _ours(model: str, steps: int) -> float:
+def _speed(steps: Sequence[Step]) -> float:
+    """Tokens a second of all steps but the first ones."""
+    return sum(tokens for tokens, _ in steps[SKIPPED:]) / sum(seconds for _, seconds in steps[SKIPPED:])
+
+
+def _ours(model: str, steps: int, run: Path) -> list[Step]:
     config = PreferenceConfig.model_validate(
         {
             "name": "throughput",
             "model": {"path": model},
             "data": {"path": "demo"},
-            "lora": {"rank": 16},
-            "train": {"batch_size": BATCH, "learning_rate": 1e-4, "max_steps": steps},
+            "lora": {"rank": 16, "alpha": 32},
+            "train": {"batch_size": BATCH, "learning_rate": RATE, "max_steps": steps},
         }
     )
-    holder = Path(tempfile.mkdtemp())
-    launch_offline(config, holder / "run", False, "benchmarks/dpo_throughput.py")
-    lines = read_lines(holder / "run" / "metrics.jsonl")
-    shutil.rmtree(holder)
-    return median(float(str(line[names.TOKENS_PER_SECOND])) for line in lines[SKIPPED:])
+    launch_offline(config, run, False, "benchmarks/dpo_throughput.py")
+    lines = read_lines(run / "metrics.jsonl")
+    rates = [(float(str(line[names.TOKENS_PER_SECOND])), float(str(line[names.TIME_STEP]))) for line in lines]
+    return [(rate * seconds, seconds) for rate, seconds in rates]
 
 
-def _plain_in_a_process(model: str, steps: int) -> float:
-    command = [sys.executable, __file__, "--plain", "--model", model, "--steps", str(steps)]
+def _plain_in_a_process(model: str, steps: int, table: Path) -> list[Step]:
+    command = [sys.executable, __file__, "--plain", str(table), "--model", model, "--steps", str(steps)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+    return [(tokens, seconds) for tokens, seconds in json.loads(done.stdout.strip().splitlines()[-1])]
 
 
-def _plain(model: str, steps: int) -> float:
+def _plain(model: str, steps: int, table: Path) -> list[Step]:
     import torch
-    from datasets import load_dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
-
-    from rlhf_ray.data.files import data_files
+    from trl import DPOConfig, DPOTrainer  # type: ignore[attr-defined]  # exported lazily
 
     torch.set_num_threads(cpu_cores())
-    rates = list[float]()
+    done = list[Step]()
 
     class Clock(TrainerCallback):
-        began = 0.0
+        last = time.monotonic()
 
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.monotonic()
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if "loss" in logs:
+                done.append((float(trainer.tokens), time.monotonic() - self.last))
+                trainer.tokens, self.last = 0, time.monotonic()
 
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            rates.append(counted.pop() / (time.monotonic() - self.began))
+    class Counting(DPOTrainer):  # type: ignore[misc]  # untyped
+        tokens = 0
 
-    counted = list[int]()
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset  # tokenized already
 
-    class Counting(DPOTrainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return LengthBuckets(rows["length"][:], BATCH, 0)
+
         def training_step(self, model: Any, inputs: Any, *arguments: Any) -> Any:
-            counted.append(int(inputs["attention_mask"].sum()))
+            self.tokens += int(inputs["attention_mask"].sum())
             return super().training_step(model, inputs, *arguments)
 
-    folder = resolve_model(model)
+    folder, rows = resolve_model(model), read_table(table)
     arguments = DPOConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=BATCH,
         max_steps=steps,
-        learning_rate=1e-4,
+        learning_rate=RATE,
+        weight_decay=0.01,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
         max_length=256,
         bf16=False,
         use_cpu=True,
@@ -118,13 +137,13 @@ def _plain(model: str, steps: int) -> float:
     trainer = Counting(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
         args=arguments,
-        train_dataset=load_dataset("json", data_files=[str(file) for file in data_files("demo")], split="train"),
+        train_dataset=rows,
         processing_class=AutoTokenizer.from_pretrained(folder),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
         callbacks=[Clock()],
     )
     trainer.train()
-    return median(rates[SKIPPED:])
+    return done
 
 
 if __name__ == "__main__":

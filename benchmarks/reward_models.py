@@ -31,18 +31,19 @@ from rlhf_ray.evaluation.reward_items import ScoredItem
 from rlhf_ray.evidence import Pair
 from rlhf_ray.machine import cpu_cores
 
+_STOPPING = {"epochs": 3, "eval_every": 30, "patience": 3}
 MODELS: dict[str, dict[str, Any]] = {
     "minilm-joint": {
         "model": {"path": "minilm-l6"},
-        "train": {"batch_size": 16, "microbatch_size": 16, "learning_rate": 6e-5, "epochs": 3},
+        "train": {"batch_size": 16, "learning_rate": 4e-5, "weight_decay": 0.1, **_STOPPING},
     },
     "minilm-separate": {
         "model": {"path": "minilm-l6"},
         "architecture": {"type": "separate", "shared": True},
-        "train": {"batch_size": 16, "learning_rate": 6e-5, "epochs": 3},
+        "train": {"batch_size": 16, "learning_rate": 4e-5, "weight_decay": 0.1, **_STOPPING},
     },
     "smollm2-lora": {
-        "num_layers": 20,
+        "num_layers": 15,
         "lora": {"rank": 16},
         "train": {"batch_size": 16, "microbatch_size": 8, "learning_rate": 2e-4, "epochs": 1},
     },
@@ -54,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("models", nargs="*")
-    parser.add_argument("--max-tokens", type=int, default=192)
+    parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--keep", type=Path, help="where the run directories stay; a temporary folder if not given")
     parser.add_argument("--set", nargs="*", default=[], help="overrides such as train.epochs=2")
     asked = parser.parse_args()

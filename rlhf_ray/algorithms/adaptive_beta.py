@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from rlhf_ray import metrics as names
@@ -9,10 +10,14 @@ from rlhf_ray.ports import Metrics, State
 
 
 class KLTarget:
-    """Beta is multiplied up while the smoothed KL is above its target and down while it is below, by at most `gain` a
-    step, not at all within `band` of the target, and never out of `beta_range`.
+    """Beta is multiplied by `exp(gain * error)`, by at most `max_change` either way in a step, where `error` is the KL
+    predicted `horizon` steps ahead over its target, less 1; not at all within `band` of the target, and never out of
+    `beta_range`.
 
-    The rule is that of Ziegler et al. 2019 (arXiv 1909.08593, section 2.2), applied to DPO's beta.
+    The prediction is Holt's: level and trend, each averaged exponentially over steps (Holt 1957). Ziegler et al. 2019
+    (arXiv 1909.08593, section 2.2) multiply by the error of today alone. A penalty in the reward pulls the KL back, but
+    beta of DPO mostly brakes: the KL goes on growing for as long as the optimizer's momentum does, so a controller that
+    waits until the target is passed ends far above it. `tests/unit/test_adaptive_beta.py` shows both.
     """
 
     def __init__(
@@ -20,42 +25,49 @@ class KLTarget:
         beta: float,
         target_kl: float,
         gain: float,
+        horizon: float,
         band: float,
         smoothing: float,
+        max_change: float,
         beta_range: tuple[float, float],
     ) -> None:
         self.beta = beta
-        self._target, self._gain, self._band = target_kl, gain, band
-        self._smoothing, self._range = smoothing, beta_range
-        self._kl: float | None = None
+        self._target, self._gain, self._horizon, self._band = target_kl, gain, horizon, band
+        self._smoothing, self._limit, self._range = smoothing, math.log(max_change), beta_range
+        self._level: float | None = None
+        self._trend = 0.0
 
     @property
     def kl(self) -> float | None:
         """The smoothed KL, nats per sequence; None before the first measurement."""
-        return self._kl
+        return self._level
 
     def observe(self, kl: float) -> None:
         """One step's measured KL, nats per sequence."""
-        before = kl if self._kl is None else self._kl
-        self._kl = self._smoothing * before + (1 - self._smoothing) * kl
-        error = self._kl / self._target - 1
+        if self._level is None:
+            self._level = kl
+        else:
+            old, keep = self._level, self._smoothing
+            self._level = keep * (old + self._trend) + (1 - keep) * kl
+            self._trend = keep * self._trend + (1 - keep) * (self._level - old)
+        error = (self._level + self._horizon * self._trend) / self._target - 1
         if abs(error) > self._band:
-            self.beta *= 1 + self._gain * max(-1.0, min(1.0, error))
+            self.beta *= math.exp(max(-self._limit, min(self._limit, self._gain * error)))
             self.beta = min(max(self.beta, self._range[0]), self._range[1])
 
     def metrics(self) -> Metrics:
         """Beta, and what it follows."""
         found = {names.BETA: self.beta, names.BETA_TARGET_KL: self._target}
-        return found if self._kl is None else {**found, names.BETA_KL: self._kl}
+        return found if self._level is None else {**found, names.BETA_KL: self._level}
 
     def state_dict(self) -> State:
         """JSON-able."""
-        return {"beta": self.beta, "kl": self._kl}
+        return {"beta": self.beta, "level": self._level, "trend": self._trend}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Continues from `state_dict()`."""
-        self.beta = float(str(state["beta"]))
-        self._kl = None if state["kl"] is None else float(str(state["kl"]))
+        self.beta, self._trend = float(str(state["beta"])), float(str(state["trend"]))
+        self._level = None if state["level"] is None else float(str(state["level"]))
 
 
 class RewardGap:

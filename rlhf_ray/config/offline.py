@@ -163,13 +163,19 @@ class KLTargetConfig(Strict):
     target_kl: PositiveFloat
     """Nats per sequence: the exact KL of the next-token distributions, summed over the tokens of an answer, mean over
     the batch's answers, chosen and rejected."""
-    gain: PositiveFloat = 0.1
-    """Largest relative change of beta in one step."""
+    gain: PositiveFloat = 0.5
+    """Beta changes by a factor of exp(gain * relative error) in one step."""
+    horizon: NonNegativeFloat = 20.0
+    """The error is that of the KL predicted this many steps ahead, from its trend; 0: of the KL now."""
     band: NonNegativeFloat = 0.1
-    """No change while the KL is within this fraction of the target (hysteresis)."""
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of the exponential average over steps that the controller reads."""
-    beta_range: tuple[PositiveFloat, PositiveFloat] = (1e-3, 10.0)
+    """No change while the predicted KL is within this fraction of the target (hysteresis)."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Of the exponential averages over steps, of level and trend, that the controller reads."""
+    max_change: Annotated[float, Field(gt=1)] = 2.0
+    """Largest factor on beta in one step, up or down."""
+    beta_range: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Null: from a quarter of method.beta to 200 times it. A wide lower end lets beta fall far while the KL is still
+    small at the start, and it must climb back before it brakes."""
 
 
 class RewardGapConfig(Strict):

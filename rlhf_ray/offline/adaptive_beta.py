@@ -27,7 +27,16 @@ def make_controller(method: DPOConfig) -> Controller | None:
     if asked is None:
         return None
     if isinstance(asked, KLTargetConfig):
-        return KLTarget(method.beta, asked.target_kl, asked.gain, asked.band, asked.smoothing, asked.beta_range)
+        return KLTarget(
+            method.beta,
+            asked.target_kl,
+            asked.gain,
+            asked.horizon,
+            asked.band,
+            asked.smoothing,
+            asked.max_change,
+            asked.beta_range or (method.beta / 4, 200 * method.beta),
+        )
     return RewardGap(method.beta, asked.alpha, asked.momentum, asked.beta_range)
 
 

@@ -18,7 +18,7 @@ from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.rundir.lines import append_line, read_lines
 
 STOP_FILE = ".stop"
-_POLL_S = 0.5
+_POLL_S = 1.0
 _FACTS = "prepared.json"
 
 
@@ -45,21 +45,25 @@ def _absolute(config: AnyOfflineConfig) -> AnyOfflineConfig:
 
 
 def follow(running: Any, run_dir: Path, deadline_s: float) -> Iterator[list[dict[str, object]]]:
-    """News for the live view, every half second, until the run is over; then `ray.get(running)` answers.
+    """News for the live view, every second, until the run is over; then `ray.get(running)` answers.
 
     `RunError` if nothing was written for `deadline_s`.
     """
     import ray
 
-    seen, news, last = {"metrics": 0, "event": 0}, list[dict[str, object]](), time.monotonic()
-    over = False
+    files = {"metrics": run_dir / "metrics.jsonl", "event": run_dir / "events.jsonl"}
+    seen, sizes = dict.fromkeys(files, 0), dict.fromkeys(files, 0)
+    last, over = time.monotonic(), False
     while not over:
         over = bool(ray.wait([running], timeout=_POLL_S)[0])
-        news = []
-        for kind, file in (("metrics", "metrics.jsonl"), ("event", "events.jsonl")):
-            records = read_lines(run_dir / file)
+        news: list[dict[str, object]] = []
+        for kind, file in files.items():
+            size = file.stat().st_size if file.exists() else 0
+            if size == sizes[kind]:
+                continue  # the cores that reading takes are those that train
+            records = read_lines(file)
             news += [{"type": kind, **record} for record in records[min(seen[kind], len(records)) :]]
-            seen[kind] = len(records)
+            seen[kind], sizes[kind] = len(records), size
         if news:
             last = time.monotonic()
         elif not over and time.monotonic() - last > deadline_s:

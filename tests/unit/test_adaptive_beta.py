@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 
 from rlhf_ray import metrics as names
 from rlhf_ray.algorithms.adaptive_beta import KLTarget, RewardGap
+from rlhf_ray.config.offline import DPOConfig, KLTargetConfig
+from rlhf_ray.offline.adaptive_beta import make_controller
 
 
 def _kl_target(**changes: object) -> KLTarget:
-    settings = {"beta": 0.1, "target_kl": 2.0, "gain": 0.5, "band": 0.1, "smoothing": 0.0, "beta_range": (0.01, 1.0)}
+    settings = {"beta": 0.1, "target_kl": 2.0, "gain": 0.5, "horizon": 0.0, "band": 0.1, "smoothing": 0.0}
+    settings |= {"max_change": 2.0, "beta_range": (0.01, 1.0)}  # type: ignore[dict-item]  # a pair among numbers
     return KLTarget(**{**settings, **changes})  # type: ignore[arg-type]  # as the class names them
 
 
-def test_beta_follows_the_error_clipped_to_one() -> None:
+def test_beta_follows_the_error_by_at_most_its_largest_change() -> None:
     controller = _kl_target()
-    controller.observe(3.0)  # error 0.5: times 1.25
-    assert controller.beta == pytest.approx(0.125)
-    controller.observe(20.0)  # error 9, clipped to 1: times 1.5
-    assert controller.beta == pytest.approx(0.1875)
-    controller.observe(1.0)  # error -0.5: times 0.75
-    assert controller.beta == pytest.approx(0.140625)
+    controller.observe(3.0)  # error 0.5
+    assert controller.beta == pytest.approx(0.1 * math.exp(0.25))
+    controller.observe(20.0)  # error 9
+    assert controller.beta == pytest.approx(0.2 * math.exp(0.25))
+    controller.observe(1.0)  # error -0.5
+    assert controller.beta == pytest.approx(0.2)
 
 
 def test_nothing_happens_within_the_band() -> None:
@@ -32,11 +38,16 @@ def test_nothing_happens_within_the_band() -> None:
     assert controller.beta > 0.1
 
 
-def test_the_average_is_what_counts() -> None:
-    controller = _kl_target(smoothing=0.9)
-    controller.observe(2.0)
-    controller.observe(12.0)  # 0.9 * 2 + 0.1 * 12 = 3: error 0.5
-    assert controller.kl == pytest.approx(3.0) and controller.beta == pytest.approx(0.125)
+def test_level_and_trend_are_holts() -> None:
+    controller = _kl_target(smoothing=0.5, horizon=10.0)
+    controller.observe(1.0)  # level 1, no trend: error -0.5
+    assert controller.beta == pytest.approx(0.1 * math.exp(-0.25))
+    controller.observe(1.2)  # level 0.5 * 1 + 0.5 * 1.2 = 1.1, trend 0.5 * 0.1 = 0.05: predicted 1.6, error -0.2
+    assert controller.kl == pytest.approx(1.1)
+    assert controller.beta == pytest.approx(0.1 * math.exp(-0.25 - 0.1))
+    controller.observe(1.5)  # level 0.5 * 1.15 + 0.5 * 1.5 = 1.325, trend 0.5 * 0.05 + 0.5 * 0.225 = 0.1375
+    assert controller.kl == pytest.approx(1.325)  # predicted 2.7, error 0.35
+    assert controller.beta == pytest.approx(0.1 * math.exp(-0.25 - 0.1 + 0.175))
 
 
 def test_beta_stays_in_its_range() -> None:
@@ -45,6 +56,51 @@ def test_beta_stays_in_its_range() -> None:
         up.observe(100.0)
         down.observe(0.0)
     assert (up.beta, down.beta) == (1.0, 0.01)
+
+
+def _train(loss: str, controller: KLTarget | None, steps: int = 60) -> float:
+    """DPO of a softmax over 32 answers to each of 200 prompts, linear in random features: the KL that it ends with."""
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 32, 32, generator=draw) / 2
+    quality = features @ torch.randn(32, generator=draw)
+    weights = torch.zeros(32, requires_grad=True)
+    optimizer = torch.optim.Adam([weights], lr=0.06)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    rows = torch.arange(8)
+
+    def kl(logprobs: torch.Tensor) -> float:
+        return float((logprobs.exp() * (logprobs + math.log(32))).sum(dim=-1).mean())
+
+    for _ in range(steps):
+        prompts = torch.randint(0, 200, (8,), generator=draw)
+        answers = torch.stack([torch.randperm(32, generator=draw)[:2] for _ in rows])
+        better = quality[prompts[:, None], answers].argsort(dim=1, descending=True)
+        chosen, rejected = answers.gather(1, better).T
+        logprobs = torch.log_softmax(features[prompts] @ weights, dim=-1)
+        margin = logprobs[rows, chosen] - logprobs[rows, rejected]
+        beta = 0.05
+        if controller is not None:
+            controller.observe(kl(logprobs.detach()))
+            beta = controller.beta
+        losses = -torch.nn.functional.logsigmoid(beta * margin) if loss == "sigmoid" else (margin - 0.5 / beta) ** 2
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        return kl(torch.log_softmax(features @ weights, dim=-1))
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
+def test_it_holds_the_target_that_a_fixed_beta_and_a_rule_without_prediction_pass_by_far(loss: str) -> None:
+    target = 0.5
+    config = DPOConfig(beta=0.05, adaptive_beta=KLTargetConfig(type="kl", target_kl=target))
+    blind = _kl_target(beta=0.05, target_kl=target, gain=0.1, smoothing=0.9, beta_range=(1e-3, 10.0))
+    controller = make_controller(config)
+    assert isinstance(controller, KLTarget)
+    assert _train(loss, None) > 2 * target
+    assert _train(loss, blind) > 1.5 * target
+    assert _train(loss, controller) == pytest.approx(target, rel=0.25)
 
 
 def test_a_controller_continues_from_its_state() -> None:
