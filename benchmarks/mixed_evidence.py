@@ -1,12 +1,12 @@
 """Does a reward model learn more from a mixture of pairs, rankings and ratings than from as many labels of one kind?
 
-    python benchmarks/mixed_evidence.py --labels 450 --seeds 3
+    python benchmarks/mixed_evidence.py --labels 600 --seeds 3
 
-Trains MiniLM on synthetic feedback of known quality (`data/synthetic.py`): once on a third of each kind, and once on
-each kind alone, always `--labels` labels of the same noise. A label is one judgement, whatever it is about: a ranking
-of four answers says more than a pair. Prints Kendall's tau between scores and true quality over all held-out answers,
-of all prompts together, and the gain of the mixture over each kind, with 95 % intervals (bootstrap over prompts, mean
-over seeds).
+Trains MiniLM on synthetic feedback of known quality (`data/synthetic.py`): once on all three kinds in turn, and once on
+each kind alone, always with the same number of labels of the same noise. A label is an answer that somebody judged: a
+pair has two, a ranking four, a rating one. With `--unit judgements` each pair, ranking or rating counts as one,
+whatever it is about. Prints Kendall's tau between scores and true quality over all held-out answers, of all prompts
+together, and the gain of the mixture over each kind, with 95 % intervals (bootstrap over prompts, mean over seeds).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from scipy.stats import kendalltau
 
 from rlhf_ray.data.feedback import FeedbackConfig
 from rlhf_ray.data.shapes import parse
-from rlhf_ray.data.synthetic import create_preference_data, heldout_answers
+from rlhf_ray.data.synthetic import create_preference_data, heldout_answers, known_kind
 from rlhf_ray.machine import cpu_cores
 from rlhf_ray.preference_api import PreferenceDataset, RewardModelInference, RewardModelTrainer, create_reward_model
 
 KINDS = ("mixed", "pairs", "rankings", "ratings")
+LABELS_OF_ONE = {"mixed": (2 + 4 + 1) / 3, "pairs": 2, "rankings": 4, "ratings": 1}
 PROMPTS, ANSWERS, SAMPLES = 60, 8, 500
 Scored = tuple[np.ndarray, np.ndarray]
 """Scores and true qualities, `[prompts, answers]`."""
@@ -35,7 +36,8 @@ Scored = tuple[np.ndarray, np.ndarray]
 def main() -> None:
     """Runs every kind with every seed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--labels", type=int, default=450)
+    parser.add_argument("--labels", type=int, default=600)
+    parser.add_argument("--unit", choices=["answers", "judgements"], default="answers")
     parser.add_argument("--noise", type=float, default=0.2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3)
@@ -55,7 +57,8 @@ def main() -> None:
 
 
 def _train(kind: str, asked: argparse.Namespace, seed: int) -> Scored:
-    rows = create_preference_data(asked.labels, kind=kind, label_noise=asked.noise, seed=seed)  # type: ignore[arg-type]  # one of KINDS
+    samples = round(asked.labels / (LABELS_OF_ONE[kind] if asked.unit == "answers" else 1))
+    rows = create_preference_data(samples, kind=known_kind(kind), label_noise=asked.noise, seed=seed)
     config = FeedbackConfig(path="synthetic", max_tokens=128)
     items = [item for number, row in enumerate(rows, 1) for item in parse(row, f"row {number}", config)]
     model = create_reward_model("joint", asked.base, max_tokens=128, seed=seed)

@@ -145,9 +145,16 @@ def import_deepspeed() -> ModuleType:
 
     On a CPU its first use would build shared-memory collectives with g++ for a minute; gloo serves.
     """
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # read when it loads
-    import deepspeed
-    import deepspeed.ops
+    asked = os.environ.get("DS_ACCELERATOR")
+    os.environ["DS_ACCELERATOR"] = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        import deepspeed
+        import deepspeed.ops
+
+        deepspeed.get_accelerator()  # reads it, once for the process
+    finally:
+        if asked is None:
+            os.environ.pop("DS_ACCELERATOR", None)  # a cluster started from here would hand it to workers without a GPU
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     loaded: ModuleType = deepspeed

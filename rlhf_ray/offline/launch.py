@@ -147,7 +147,7 @@ def _fit(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, obj
     try:
         result = cast(Result, trainer.fit())
     except WorkerGroupError as error:
-        raise _explained(error.worker_failures) from error
+        raise _explained(error.worker_failures, _kept(error, run_dir)) from error
     except TrainingFailedError as error:
         raise RunError(f"the worker group could not run: {error}") from error
     if not isinstance(result.return_value, dict):
@@ -155,14 +155,21 @@ def _fit(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, obj
     return dict(result.return_value)
 
 
-def _explained(failures: Mapping[int, BaseException]) -> Exception:
+def _kept(error: Exception, run_dir: Path) -> Path:
+    """Where the tracebacks of all ranks now are: an exception comes from its process without one."""
+    file = run_dir / "failure.txt"
+    file.write_text(f"{error}\n", encoding="utf-8")
+    return file
+
+
+def _explained(failures: Mapping[int, BaseException], tracebacks: Path) -> Exception:
     """The first fault of the code that any rank has; if all died or lost their peers, `_GroupLostError`."""
     ranks = sorted(failures.items())
     for rank, cause in ranks:
         if isinstance(cause, UserError):
             return UserError(str(cause))
         if not _is_loss(cause):
-            return RunError(f"worker {rank}: {type(cause).__name__}: {cause}")
+            return RunError(f"worker {rank}: {type(cause).__name__}: {cause} (the traceback is in {tracebacks})")
     return _GroupLostError("; ".join(f"worker {rank} was lost ({_first_line(cause)})" for rank, cause in ranks))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def _update(rank: int, tiny: Path, out: Path, role: str, dtype: str, stage: int,
         "answers": answers[rows.argsort()].tolist(),
         "answered_in": str(answers.dtype),
         "metrics": metrics,
+        "inherited": "DS_ACCELERATOR" in os.environ,
         "moved": min((float((after[name] - before[name]).abs().max()) for name in after), default=None),
         "head": str(dict(learner.engine.module.named_parameters()).get("head.weight", torch.zeros(0)).dtype),
     }
@@ -57,6 +59,7 @@ def test_bfloat16_computes_low_and_keeps_float32(tiny: Path, tmp_path: Path, rol
         assert found["kept"] == {"torch.float32"} and found["head"] == "torch.float32"
         assert found["answered_in"] == "torch.float32"
         assert found["metrics"][f"{role}/updates"] == 1.0
+        assert not found["inherited"], "a cluster started here would tell workers without a GPU to use one"
 
 
 def test_bfloat16_log_probs_are_those_of_float32_but_for_rounding(tiny: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def _losses(config: AnyOfflineConfig, run: Path) -> list[float]:
 def _places(base: dict[str, Any], tmp_path: Path, config: Any, zero_stage: int) -> None:
     """The same run on the CPU in float32 and on the GPU in float32 and bfloat16."""
     gpu = {**TRAIN, "gpus_per_worker": 1.0, "deepspeed": {"zero_stage": zero_stage}}
-    dtypes = {"cpu": "float32", "gpu-float32": "float32", "gpu-bfloat16": "bfloat16"}
+    dtypes = {"gpu-float32": "float32", "gpu-bfloat16": "bfloat16", "cpu": "float32"}
     losses = {}
     for name, dtype in dtypes.items():
         model = {"path": base["path"], "dtype": dtype}

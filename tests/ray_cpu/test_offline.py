@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from rlhf_ray.cluster import launch_offline
 from rlhf_ray.config import PreferenceConfig, SFTConfig
+from rlhf_ray.errors import RunError
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.offline import launch
 from rlhf_ray.rundir.commit import verify
@@ -93,6 +94,19 @@ def test_a_killed_worker_costs_time_and_nothing_else(
     for name, weight in one.items():
         torch.testing.assert_close(weight, other[name], rtol=1e-5, atol=1e-6, msg=name)
     assert not verify(tmp_path / "shot" / "checkpoints" / "step-000014")
+
+
+def test_a_fault_of_a_worker_is_one_sentence_and_its_traceback_a_file(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(config: Any, folder: Path, run_dir: Path) -> Any:
+        (run_dir / "data" / "train.arrow").write_bytes(b"no table")
+        return launch.start(config, folder, run_dir)
+
+    monkeypatch.setattr("rlhf_ray.cluster.start", damaged)
+    with pytest.raises(RunError, match=r"worker 0: ArrowInvalid: .*the traceback is in .*failure\.txt"):
+        launch_offline(_preference(tiny, {"max_steps": 1}), tmp_path / "run", False, "test")
+    assert "read_table" in (tmp_path / "run" / "failure.txt").read_text()
 
 
 def _policy(run_dir: Path) -> dict[str, torch.Tensor]:
