@@ -13,16 +13,21 @@ from rlhf_ray.ports import Metrics
 
 
 def over_ranks(report: LossReport) -> Metrics:
-    """Metrics of one minibatch from this rank's share: sums are added over the ranks, maxima compared.
-
-    The sums are weighted by token weights with a global denominator, so the result is the mean over the minibatch.
-    """
-    sums = torch.tensor(list(report.sums.values()), dtype=torch.float64, device=device())
+    """Metrics of one minibatch from this rank's share: sums and weights are added over the ranks, maxima compared."""
+    added = torch.tensor([*report.sums.values(), *report.means.values(), report.weight], dtype=torch.float64)
     maxima = torch.tensor(list(report.maxima.values()), dtype=torch.float64, device=device())
-    dist.all_reduce(sums, op=dist.ReduceOp.SUM)
+    added = added.to(device())
+    dist.all_reduce(added, op=dist.ReduceOp.SUM)
     if report.maxima:
         dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
-    return dict(zip([*report.sums, *report.maxima], torch.cat([sums, maxima]).tolist(), strict=True))
+    numbers = iter(added.tolist())
+    whole = LossReport(
+        sums={name: next(numbers) for name in report.sums},
+        maxima=dict(zip(report.maxima, maxima.tolist(), strict=True)),
+        means={name: next(numbers) for name in report.means},
+        weight=next(numbers),
+    )
+    return whole.metrics()
 
 
 class UpdateAccount:

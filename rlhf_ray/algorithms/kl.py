@@ -42,9 +42,9 @@ class KLController:
         """`{"coef": float}`, ready for JSON."""
         return {"coef": self.coef}
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Takes the coefficient over from `state_dict()`; a `ValueError` if it is not a non-negative number."""
-        coef = state.get("coef")
+    def load_state_dict(self, state: object) -> None:
+        """Takes the coefficient over from `state_dict()`; a `ValueError` if there is no non-negative number."""
+        coef = state.get("coef") if isinstance(state, Mapping) else None
         if not isinstance(coef, int | float) or isinstance(coef, bool) or not 0 <= coef < math.inf:
             raise ValueError(f"the saved KL coefficient is {coef!r}, not a non-negative number")
         self.coef = float(coef)

@@ -6,6 +6,8 @@ Padding may hold anything, NaN included: every function selects with `torch.wher
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -133,6 +135,22 @@ def k3(logprobs: Float[Tensor, "B T"], ref_logprobs: Float[Tensor, "B T"]) -> Fl
     return torch.expm1(log_ratio) - log_ratio
 
 
+def kl_loss(
+    logprobs: Float[Tensor, "B T"], ref_logprobs: Float[Tensor, "B T"], estimator: Literal["k1", "k2", "k3"]
+) -> Float[Tensor, "B T"]:
+    """The KL penalty per token of a loss (nats): its gradient is that of k2, whose mean is the gradient of the KL.
+
+    `k3` shows the value of k3, which is never negative and unbiased, with that gradient: its own is that of the
+    reverse divergence, KL(q || p). `k1` is a `ValueError`: the mean of its gradient is 0.
+    """
+    if estimator == "k1":
+        raise ValueError("k1 cannot be a loss: the mean of its gradient is 0")
+    penalty = k2(logprobs, ref_logprobs)
+    if estimator == "k3":
+        penalty = k3(logprobs, ref_logprobs).detach() + penalty - penalty.detach()
+    return penalty
+
+
 @torch.no_grad()
 def full_kl(logits: Float[Tensor, "N V"], ref_logits: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """The exact KL(policy || reference) of two next-token distributions, nats, float32; no sampling noise."""
@@ -175,15 +193,6 @@ def place_reward(rewards: Float[Tensor, " B"], response_mask: Bool[Tensor, "B T"
     return placed.scatter_(1, last[:, None], rewards[:, None])
 
 
-def token_weights(loss_mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-    """1 / (number of loss tokens) on each loss token, 0 elsewhere: the token mean as a weighted sum.
-
-    Called once with the loss mask of the whole minibatch. The sum of weighted per-token losses over all microbatches
-    and ranks is then the mean over the minibatch, however it was split. All zeros if the mask is empty.
-    """
-    return loss_mask.float() / loss_mask.sum().clamp(min=1)
-
-
 def log_ratio(logprobs: Float[Tensor, "B T"], old_logprobs: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """log(p / p_old) per token in float32, bounded to +-20."""
     return (logprobs.float() - old_logprobs.float()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -193,17 +202,21 @@ def clipped_policy_loss(
     logprobs: Float[Tensor, "B T"],
     old_logprobs: Float[Tensor, "B T"],
     advantages: Float[Tensor, "B T"],
-    clip_range: float,
+    clip_range: float | None,
     dual_clip: float | None,
+    clip_range_high: float | None = None,
 ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
     """The per-token clipped surrogate, negated, and where a clip cut the gradient (Schulman et al. 2017, eq. 7).
 
-    `dual_clip` c > 1 bounds the loss of a token with a negative advantage A to c * |A| (Ye et al. 2020, arXiv
-    1912.09729, eq. 5); None leaves it unbounded.
+    Without a `clip_range` nothing is clipped; `clip_range_high` replaces it upwards (clip-higher; Yu et al. 2025, arXiv
+    2503.14476, eq. 10). `dual_clip` c > 1 bounds the loss of a token with a negative advantage A to c * |A| (Ye et al.
+    2020, arXiv 1912.09729, eq. 5); None leaves it unbounded.
     """
     ratio = torch.exp(log_ratio(logprobs, old_logprobs))
     unclipped = -advantages * ratio
-    bounded = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    if clip_range is None:
+        return unclipped, torch.zeros_like(unclipped, dtype=torch.bool)
+    bounded = -advantages * ratio.clamp(1 - clip_range, 1 + (clip_range_high or clip_range))
     loss, clipped = torch.maximum(unclipped, bounded), bounded > unclipped
     if dual_clip is not None:
         ceiling = -dual_clip * advantages

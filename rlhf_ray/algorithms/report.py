@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from rlhf_ray import metrics as names
+from rlhf_ray.algorithms import ops
 from rlhf_ray.ports import Metrics
 
 
@@ -17,12 +20,16 @@ class LossReport:
     """What the loss of one microbatch reports, by metric name, ready to be joined over microbatches and ranks."""
 
     sums: Metrics
-    """Weighted by the token weights: their sum over a minibatch is the mean over its loss tokens."""
+    """Parts of a loss, or of means whose weights add up to 1 over a minibatch: they are added."""
     maxima: Metrics
+    means: Metrics = field(default_factory=dict)
+    """Sums of weight times value: the total is divided by that of `weight`."""
+    weight: float = 0.0
 
     def metrics(self) -> Metrics:
-        """Both kinds under their names."""
-        return {**self.sums, **self.maxima}
+        """All kinds under their names; a mean over no weight is 0."""
+        means = {name: value / self.weight if self.weight else 0.0 for name, value in self.means.items()}
+        return {**self.sums, **means, **self.maxima}
 
 
 def join_reports(reports: Sequence[LossReport]) -> LossReport:
@@ -34,13 +41,44 @@ def join_reports(reports: Sequence[LossReport]) -> LossReport:
     return LossReport(
         sums={name: math.fsum(report.sums[name] for report in reports) for name in first.sums},
         maxima={name: max(report.maxima[name] for report in reports) for name in first.maxima},
+        means={name: math.fsum(report.means[name] for report in reports) for name in first.means},
+        weight=math.fsum(report.weight for report in reports),
     )
 
 
-def report_of(sums: Mapping[str, Tensor], maxima: Mapping[str, Tensor]) -> LossReport:
-    """The scalars as floats, with one transfer from the device for all of them."""
-    numbers = torch.stack([value.detach().float() for value in (*sums.values(), *maxima.values())]).tolist()
+def report_of(
+    sums: Mapping[str, Tensor],
+    maxima: Mapping[str, Tensor],
+    means: Mapping[str, Tensor] | None = None,
+    weight: Tensor | None = None,
+) -> LossReport:
+    """The scalars as floats, with one transfer from the device for all of them. `means` need a `weight`."""
+    means, total = means or {}, [] if weight is None else [weight]
+    values = (*sums.values(), *maxima.values(), *means.values(), *total)
+    numbers = iter(torch.stack([value.detach().float() for value in values]).tolist())
     return LossReport(
-        sums=dict(zip(sums, numbers[: len(sums)], strict=True)),
-        maxima=dict(zip(maxima, numbers[len(sums) :], strict=True)),
+        sums={name: next(numbers) for name in sums},
+        maxima={name: next(numbers) for name in maxima},
+        means={name: next(numbers) for name in means},
+        weight=next(numbers, 0.0),
     )
+
+
+@torch.no_grad()
+def surrogate_report(
+    loss: Tensor,
+    weights: Float[Tensor, "B T"],
+    new: Float[Tensor, "B T"],
+    old: Float[Tensor, "B T"],
+    entropy: Float[Tensor, "B T"],
+    clipped: Bool[Tensor, "B T"],
+) -> LossReport:
+    """What every surrogate loss tells: itself, weighted means over tokens, and the largest |ratio - 1|."""
+    means = {
+        names.POLICY_CLIP_FRACTION: (weights * clipped).sum(),
+        names.POLICY_KL_TO_OLD: (weights * ops.k3(old, new)).sum(),
+        names.ENTROPY: (weights * entropy).sum(),
+    }
+    deviation = torch.expm1(ops.log_ratio(new, old)).abs()
+    peak = deviation.max() if deviation.numel() else torch.zeros_like(loss)
+    return report_of({names.POLICY_LOSS: loss}, {names.FIRST_RATIO: peak}, means, weights.sum())

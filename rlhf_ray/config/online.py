@@ -8,7 +8,11 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from rlhf_ray.algorithms.dpo import OnlineDPOConfig
+from rlhf_ray.algorithms.grpo import GRPOConfig
 from rlhf_ray.algorithms.ppo import PPOConfig
+from rlhf_ray.algorithms.reinforce import REINFORCEConfig, REINFORCEPlusPlusConfig
+from rlhf_ray.algorithms.rloo import RLOOConfig
+from rlhf_ray.algorithms.sequence_ratio import CISPOConfig, GSPOConfig
 from rlhf_ray.config.common import DeepSpeedConfig, Fraction, LoraConfig, ModelConfig, Name, PlacementConfig
 from rlhf_ray.data.prompts import PromptsConfig
 from rlhf_ray.rewards.base import RewardSourceConfig, TruncatedConfig
@@ -105,7 +109,16 @@ def _ppo_unless_said(section: object) -> object:
 
 
 AlgorithmConfig = Annotated[
-    PPOConfig | OnlineDPOConfig, Field(discriminator="type"), BeforeValidator(_ppo_unless_said)
+    PPOConfig
+    | GRPOConfig
+    | RLOOConfig
+    | REINFORCEConfig
+    | REINFORCEPlusPlusConfig
+    | GSPOConfig
+    | CISPOConfig
+    | OnlineDPOConfig,
+    Field(discriminator="type"),
+    BeforeValidator(_ppo_unless_said),
 ]
 
 

@@ -292,7 +292,7 @@ def test_beta_moves_for_the_next_step_only_and_its_state_goes_through_json() -> 
 
 
 def test_a_foreign_state_is_refused() -> None:
-    with pytest.raises(ValueError, match="not online DPO's"):
+    with pytest.raises(ValueError, match="saved KL coefficient is None"):
         OnlineDPO(OnlineDPOConfig()).load_state_dict({"kl": {"coef": 0.1}})
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms import ops
+from rlhf_ray.algorithms.aggregation import loss_weights
 from tests.conformance import oracles
 
 NAN = float("nan")
@@ -101,8 +102,8 @@ def test_a_row_without_action_tokens_is_named() -> None:
 
 def test_token_weights_are_the_token_mean() -> None:
     mask = torch.tensor([[True, True, True], [False, True, False], [False, False, False]])
-    assert ops.token_weights(mask).tolist() == [[0.25] * 3, [0, 0.25, 0], [0, 0, 0]]
-    assert not ops.token_weights(torch.zeros_like(mask)).any()
+    assert loss_weights(mask, "token_mean").tolist() == [[0.25] * 3, [0, 0.25, 0], [0, 0, 0]]
+    assert not loss_weights(torch.zeros_like(mask), "token_mean").any()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlhf_ray import metrics as names
 from rlhf_ray.algorithms import ops
+from rlhf_ray.algorithms.aggregation import loss_weights
 from rlhf_ray.algorithms.ppo import PPO, PPOConfig
 from rlhf_ray.algorithms.report import LossReport, join_reports
 from rlhf_ray.data.batching import microbatches, minibatches
@@ -145,7 +146,7 @@ def test_the_controller_moves_for_the_next_step_only() -> None:
 
 
 def test_a_foreign_state_is_refused() -> None:
-    with pytest.raises(ValueError, match="not PPO's"):
+    with pytest.raises(ValueError, match="saved KL coefficient is None"):
         PPO(PPOConfig()).load_state_dict({"step": 3})
 
 
@@ -173,7 +174,7 @@ def test_policy_loss_is_the_token_mean_of_the_definition() -> None:
     batch = with_advantages(LOSS_CONFIG, make_batch())
     assert batch.old_logprobs is not None and batch.advantages is not None and batch.ref_logprobs is not None
     new = current(batch)
-    loss, report = policy_loss(LOSS_CONFIG, batch, new, ops.token_weights(batch.loss_mask))
+    loss, report = policy_loss(LOSS_CONFIG, batch, new, loss_weights(batch.loss_mask, "token_mean"))
     rows, k3s = [], []
     for lps, olds, advs, refs in zip(
         new.tolist(), batch.old_logprobs.tolist(), batch.advantages.tolist(), batch.ref_logprobs.tolist(), strict=True
@@ -189,11 +190,11 @@ def test_policy_loss_is_the_token_mean_of_the_definition() -> None:
     mask = batch.loss_mask.tolist()
     assert loss.item() == pytest.approx(oracles.token_mean(rows, mask), rel=1e-4)
     assert report.sums[names.POLICY_LOSS] == pytest.approx(loss.item())
-    assert report.sums[names.POLICY_KL_TO_OLD] == pytest.approx(oracles.token_mean(k3s, mask), rel=1e-4)
-    assert report.sums[names.ENTROPY] == pytest.approx(oracles.token_mean((new * -0.5).tolist(), mask), rel=1e-5)
+    assert report.metrics()[names.POLICY_KL_TO_OLD] == pytest.approx(oracles.token_mean(k3s, mask), rel=1e-4)
+    assert report.metrics()[names.ENTROPY] == pytest.approx(oracles.token_mean((new * -0.5).tolist(), mask), rel=1e-5)
     ratios = (new - batch.old_logprobs)[batch.loss_mask].exp()
     assert report.maxima[names.FIRST_RATIO] == pytest.approx((ratios - 1).abs().max().item(), rel=1e-4)
-    assert 0 < report.sums[names.POLICY_CLIP_FRACTION] < 1
+    assert 0 < report.metrics()[names.POLICY_CLIP_FRACTION] < 1
 
 
 @pytest.mark.parametrize("clip_range", [None, 0.2])
@@ -202,20 +203,20 @@ def test_value_loss_is_the_token_mean_of_the_definition(clip_range: float | None
     batch = with_advantages(config, make_batch())
     assert batch.values is not None and batch.returns is not None
     values = batch.values + 0.5 * torch.randn(B, T, generator=torch.Generator().manual_seed(4))
-    loss, report = PPO(config).value_loss(values, batch, ops.token_weights(batch.loss_mask))
+    loss, report = PPO(config).value_loss(values, batch, loss_weights(batch.loss_mask, "token_mean"))
     rows = [
         [oracles.value_token_loss(v, old, ret, clip_range) for v, old, ret in zip(vs, olds, rets, strict=True)]
         for vs, olds, rets in zip(values.tolist(), batch.values.tolist(), batch.returns.tolist(), strict=True)
     ]
     assert loss.item() == pytest.approx(oracles.token_mean(rows, batch.loss_mask.tolist()), rel=1e-4)
     assert report.sums[names.CRITIC_LOSS] == pytest.approx(loss.item())
-    assert (report.sums[names.CRITIC_CLIP_FRACTION] > 0) == (clip_range is not None)
+    assert (report.metrics()[names.CRITIC_CLIP_FRACTION] > 0) == (clip_range is not None)
 
 
 @pytest.mark.parametrize(("num_ranks", "max_tokens"), [(1, 1000), (1, 24), (2, 24), (4, 40), (3, 1), (12, 1)])
 def test_no_split_changes_the_loss_or_the_gradient(num_ranks: int, max_tokens: int) -> None:
     batch = with_advantages(LOSS_CONFIG, make_batch())
-    weights = ops.token_weights(batch.loss_mask)
+    weights = loss_weights(batch.loss_mask, "token_mean")
     lengths = batch.attention_mask.sum(1)
     for loss_of in (policy_loss, value_loss):
         whole_new, parts_new = current(batch), current(batch)
@@ -242,7 +243,8 @@ def test_minibatches_of_an_epoch_cover_the_batch_whole() -> None:
     counts = 0
     for rows in minibatches(B, 3, torch.Generator().manual_seed(0)):
         part = batch.rows(rows)
-        torch.autograd.backward(policy_loss(PPOConfig(), part, new[rows], ops.token_weights(part.loss_mask))[0])
+        weights = loss_weights(part.loss_mask, "token_mean")
+        torch.autograd.backward(policy_loss(PPOConfig(), part, new[rows], weights)[0])
         counts += int(part.loss_mask.sum())
     assert counts == int(batch.loss_mask.sum())
     assert new.grad is not None
@@ -258,7 +260,7 @@ def test_nan_in_padding_reaches_neither_loss_nor_gradient(loss_of: LossOf) -> No
         returns=torch.where(batch.response_mask, batch.returns, NAN),
     )
     new = current(batch)
-    loss, report = loss_of(LOSS_CONFIG, poison, new, ops.token_weights(batch.loss_mask))
+    loss, report = loss_of(LOSS_CONFIG, poison, new, loss_weights(batch.loss_mask, "token_mean"))
     torch.autograd.backward(loss)
     assert new.grad is not None and new.grad.isfinite().all()
     assert all(map(math.isfinite, [loss.item(), *report.metrics().values()]))
@@ -283,14 +285,14 @@ def test_the_first_pass_has_ratio_one() -> None:
     batch = with_advantages(PPOConfig(), make_batch())
     assert batch.old_logprobs is not None
     new = batch.old_logprobs.clone().requires_grad_(True)
-    loss, report = policy_loss(PPOConfig(), batch, new, ops.token_weights(batch.loss_mask))
+    loss, report = policy_loss(PPOConfig(), batch, new, loss_weights(batch.loss_mask, "token_mean"))
     assert report.maxima[names.FIRST_RATIO] == 0.0
-    assert report.sums[names.POLICY_KL_TO_OLD] == report.sums[names.POLICY_CLIP_FRACTION] == 0.0
+    assert report.metrics()[names.POLICY_KL_TO_OLD] == report.metrics()[names.POLICY_CLIP_FRACTION] == 0.0
     # At ratio 1 the surrogate is minus the mean advantage, which whitening made 0; its gradient is the policy gradient.
     torch.autograd.backward(loss)
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
     assert batch.advantages is not None
-    torch.testing.assert_close(new.grad, -batch.advantages * ops.token_weights(batch.loss_mask))
+    torch.testing.assert_close(new.grad, -batch.advantages * loss_weights(batch.loss_mask, "token_mean"))
 
 
 def test_the_kl_loss_has_the_gradient_of_the_kl() -> None:
@@ -323,7 +325,7 @@ def test_the_kl_loss_has_the_gradient_of_the_kl() -> None:
 def test_without_an_entropy_bonus_the_entropy_has_no_gradient() -> None:
     batch = with_advantages(PPOConfig(), make_batch())
     entropy = torch.ones(B, T, requires_grad=True)
-    weights = ops.token_weights(batch.loss_mask)
+    weights = loss_weights(batch.loss_mask, "token_mean")
     for coef in (0.0, 0.3):
         assert entropy.grad is None
         ppo = PPO(PPOConfig(entropy_coef=coef))

@@ -1,0 +1,115 @@
+"""What policy-gradient methods share. A method adds its config, how it estimates advantages (`estimate`), and, if it is
+not the clipped one, its loss per token (`token_losses`)."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rlhf_ray import metrics as names
+from rlhf_ray.algorithms import ops
+from rlhf_ray.algorithms.aggregation import loss_weights
+from rlhf_ray.algorithms.base import kl_to_reference
+from rlhf_ray.algorithms.kl import KLController
+from rlhf_ray.algorithms.policy_gradient_config import PolicyGradientConfig
+from rlhf_ray.algorithms.report import LossReport, surrogate_report
+from rlhf_ray.ports import Metrics, State
+from rlhf_ray.types import Batch, present
+
+Estimate = tuple[Batch, Metrics]
+"""A batch with advantages, and what was found on the way."""
+TokenLosses = tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]
+
+
+class PolicyGradient(abc.ABC):
+    """Implements `ports.Algorithm`, whose `advantages` the controller calls once a step, and `base.OnlineAlgorithm`,
+    whose losses the learners' workers call: those use the config alone."""
+
+    def __init__(self, config: PolicyGradientConfig) -> None:
+        self._shared = config
+        self._controller = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
+        self._coef_of_step = config.kl_coef
+
+    @abc.abstractmethod
+    def estimate(self, batch: Batch, rewards: Float[Tensor, "B T"], prompts: Int[Tensor, " B"]) -> Estimate:
+        """The whole step's batch with `advantages`, and metrics of the method's own. `rewards` are those of tokens:
+        each row's reward on its last response token, less the KL penalty if that is placed in the reward."""
+
+    @property
+    def kl_coef(self) -> float:
+        """The KL coefficient of the step whose advantages were computed last; `policy_loss` of that step takes it."""
+        return self._coef_of_step
+
+    def advantages(self, batch: Batch, prompts: Int[Tensor, " B"], adapt: bool = True) -> tuple[Batch, Metrics]:
+        """The batch with `advantages`, 0 outside the loss mask, and the step's KL and coefficient.
+
+        Takes the whole step's batch, with `old_logprobs` and `ref_logprobs`. The KL is that of every response. Then
+        the KL controller moves, for the next step, unless `adapt` is false (the policy is not trained now).
+        """
+        old, ref = present(batch.old_logprobs, "old_logprobs"), present(batch.ref_logprobs, "ref_logprobs")
+        self._coef_of_step = self._controller.coef
+        rewards = ops.place_reward(batch.rewards.float(), batch.response_mask)
+        if self._shared.kl_placement == "reward":
+            rewards = rewards - self.kl_coef * torch.where(batch.response_mask, ops.k1(old, ref), 0.0)
+        estimated, found = self.estimate(batch, rewards, prompts)
+        advantages = torch.where(batch.loss_mask, present(estimated.advantages, "advantages"), 0.0)
+        metrics = kl_to_reference(batch) | {names.KL_COEF: self.kl_coef} | found
+        if adapt:
+            self._controller.update(metrics[names.KL_PER_SEQUENCE], len(batch))
+        return estimated.with_(advantages=advantages), metrics
+
+    def weights(self, minibatch: Batch) -> Float[Tensor, "B T"]:
+        """Those of the config's aggregation over the minibatch."""
+        return loss_weights(minibatch.loss_mask, self._shared.aggregation, self._shared.aggregation_length)
+
+    def token_losses(self, logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> TokenLosses:
+        """The loss of each token, and where a clip cut its gradient. The arguments are `[B, T]`, 0 outside the mask."""
+        clips = self._shared.clip_range, self._shared.dual_clip, self._shared.clip_range_high
+        return ops.clipped_policy_loss(logprobs, old, advantages, *clips)
+
+    def policy_loss(
+        self,
+        logprobs: Float[Tensor, "B T"],
+        entropy: Float[Tensor, "B T"],
+        batch: Batch,
+        weights: Float[Tensor, "B T"],
+        kl_coef: float,
+    ) -> tuple[Float[Tensor, ""], LossReport]:
+        """The policy's loss on a microbatch: a weighted sum over tokens, to be added up without any division.
+
+        `weights` are rows of those of the whole minibatch; a token of weight 0 has no part in anything. With none left
+        the loss is a zero that still has a (zero) gradient. `kl_coef` matters with `kl_placement: loss` only.
+        """
+        config = self._shared
+        mask = batch.loss_mask & (weights > 0)
+        weights = torch.where(mask, weights, 0.0)
+        new = torch.where(mask, logprobs, 0.0)
+        old = torch.where(mask, present(batch.old_logprobs, "old_logprobs"), 0.0)
+        advantages = torch.where(mask, present(batch.advantages, "advantages"), 0.0)
+        entropy = torch.where(mask, entropy if config.entropy_coef else entropy.detach(), 0.0)
+        losses, clipped = self.token_losses(new, old, advantages, mask)
+        if config.entropy_coef:
+            losses = losses - config.entropy_coef * entropy
+        if config.kl_placement == "loss":
+            ref = torch.where(mask, present(batch.ref_logprobs, "ref_logprobs"), 0.0)
+            losses = losses + kl_coef * ops.kl_loss(new, ref, config.kl_estimator or "k2")
+        loss = (weights * losses).sum()
+        return loss, surrogate_report(loss, weights, new, old, entropy, clipped)
+
+    def stops(self, minibatch: Metrics) -> bool:
+        """Once the policy is further from the one that sampled than `max_kl_to_old`."""
+        limit = self._shared.max_kl_to_old
+        return limit is not None and minibatch.get(names.POLICY_KL_TO_OLD, 0.0) > limit
+
+    def state_dict(self) -> State:
+        """The KL controller's state, ready for JSON."""
+        return {"kl": self._controller.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Continues from `state_dict()`; a `ValueError` if it is not one."""
+        self._controller.load_state_dict(state.get("kl"))
+        self._coef_of_step = self._controller.coef
