@@ -5,6 +5,7 @@ A step's line in `metrics.jsonl` is `{"step": int, <name>: float, ...}`; TensorB
 
 REWARD_MEAN = "reward/mean"  # of the rubric, before any KL term
 REWARD_STD = "reward/std"
+REWARD_BASELINE = "reward/baseline"  # of REINFORCE: the average of earlier steps, KL penalty included
 REWARD_SOURCE = "reward/{source}"  # mean of each weighted part of the breakdown
 QUARANTINED = "reward/quarantined"  # rollouts whose score failed, a count
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
+from rlhf_ray import metrics as names
 from rlhf_ray.algorithms import ops
 from rlhf_ray.algorithms.aggregation import Aggregation
 from rlhf_ray.algorithms.groups import over_tokens, relative_to_group, returns_to_go
@@ -51,7 +52,7 @@ class REINFORCE(PolicyGradient):
         if self.config.baseline == "moving_average":
             momentum = self.config.baseline_momentum if self._baseline is not None else 0.0
             self._baseline = momentum * baseline + (1 - momentum) * mean
-        return batch.with_(advantages=returns - baseline), {"reinforce/baseline": baseline}
+        return batch.with_(advantages=returns - baseline), {names.REWARD_BASELINE: baseline}
 
     def state_dict(self) -> State:
         """The KL controller's state and the baseline, ready for JSON."""

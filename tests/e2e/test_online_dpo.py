@@ -137,6 +137,22 @@ def test_a_resumed_run_goes_on(run: tuple[Path, set[str]], folder: Path) -> None
     assert updates == sum(line["policy/updates"] for line in lines), "the optimizer goes on counting"
 
 
+def test_grpo_runs_by_its_recipe_without_a_critic(folder: Path, cluster: None) -> None:
+    words = ["grpo.yaml" if word == "online_dpo.yaml" else word for word in _recipe(folder)]
+    words[words.index("--run-dir") + 1] = str(folder / "runs" / "grpo")
+    assert main(words) == 0
+    lines = _lines(folder / "runs" / "grpo")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        assert line["policy/updates"] >= 1.0 and line["policy/grad_norm"] > 0
+        assert line[names.FIRST_RATIO] <= 1e-3 and line[names.DRIFT_MEAN] < 1e-3
+    assert not [name for line in lines for name in line if "critic" in name]
+    report = (folder / "runs" / "grpo" / "report.html").read_text()
+    assert "grpo" in report
+    policy = Path(json.loads((folder / "runs" / "grpo" / "summary.json").read_text())["policy_dir"])
+    assert "grpo" in (policy / "README.md").read_text()
+
+
 def test_online_dpo_teaches_a_tiny_model_to_write_vowels(folder: Path, cluster: None) -> None:
     """The reward is the share of vowels among the characters of an answer, 0 for an empty one."""
     config = run_config(

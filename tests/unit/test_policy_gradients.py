@@ -140,12 +140,12 @@ def test_reinforce_subtracts_what_earlier_steps_earned() -> None:
     for baseline in (0.0, mean, mean):  # nothing, then the first step's mean, then half of it and half of the same
         found, metrics = algorithm.advantages(batch, GROUPS, adapt=False)
         assert found.advantages is not None
-        assert metrics["reinforce/baseline"] == pytest.approx(baseline, abs=1e-5)
+        assert metrics[names.REWARD_BASELINE] == pytest.approx(baseline, abs=1e-5)
         expected = [math.fsum(rewards[0][t:]) - baseline for t in range(len(rewards[0]))]
         assert found.advantages[0][batch.loss_mask[0]].tolist() == pytest.approx(expected, abs=1e-5)
     again = method("reinforce", kl_coef=0.2)
     again.load_state_dict(json.loads(json.dumps(algorithm.state_dict())))
-    assert again.advantages(batch, GROUPS)[1]["reinforce/baseline"] == pytest.approx(mean, abs=1e-5)
+    assert again.advantages(batch, GROUPS)[1][names.REWARD_BASELINE] == pytest.approx(mean, abs=1e-5)
 
 
 def test_reinforce_pp_whitens_returns_over_all_tokens() -> None:
