@@ -20,6 +20,7 @@ ENTROPY = "policy/entropy"  # mean over response tokens, nats
 POLICY_LOSS = "policy/loss"
 POLICY_CLIP_FRACTION = "policy/clip_fraction"
 POLICY_KL_TO_OLD = "policy/kl_to_old"  # k3 per token, over the inner epochs
+STEP_FRACTION = "policy/step_fraction"  # of TRPO: the share of the full step that its line search took
 
 CRITIC_LOSS = "critic/loss"
 CRITIC_CLIP_FRACTION = "critic/clip_fraction"

@@ -11,9 +11,11 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rlhf_ray.actors.trust_region import TrustRegion
 from rlhf_ray.actors.update import Loss, gather_rows, run_epochs, shards
 from rlhf_ray.algorithms.ppo import PPO
 from rlhf_ray.algorithms.report import LossReport
+from rlhf_ray.algorithms.trpo import TRPO
 from rlhf_ray.config import LearnerConfig, RunConfig
 from rlhf_ray.models.causal_lm import CausalLM, add_lora, load_causal_lm
 from rlhf_ray.models.checkpoint import load_state, model_card, save_policy, save_state
@@ -110,7 +112,9 @@ class PolicyLearner(_Learner):
         return self.answers(batch, lambda part: self._forward(part)[0])
 
     def update(self, batch: Batch, step: int, kl_coef: float) -> Metrics:
-        """All inner epochs of the algorithm's policy loss."""
+        """All inner epochs of the algorithm's policy loss; of TRPO, its one step."""
+        if isinstance(self.algorithm, TRPO):
+            return TrustRegion(self.engine, self.algorithm, batch, kl_coef).update()
 
         def loss(part: Batch, weights: Tensor) -> tuple[Tensor, LossReport]:
             logprobs, entropy = self._forward(part)

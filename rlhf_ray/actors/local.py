@@ -30,9 +30,11 @@ from rlhf_ray.types import Batch, Prompt, Rollout
 
 
 class LocalRoles:
-    """The roles of `config` in this process; `roles(prompts)` gives them to the loop."""
+    """The roles of `config` in this process; `roles(prompts)` gives them to the loop. `reference` is a folder too."""
 
-    def __init__(self, config: RunConfig, folder: Path, tokenizer: Any, rubric: Rubric, run_dir: Path) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, reference: Path, tokenizer: Any, rubric: Rubric, run_dir: Path
+    ) -> None:
         if not dist.is_initialized():
             dist.init_process_group(backend(), store=dist.HashStore(), rank=0, world_size=1)
         with _as_the_only_rank():
@@ -40,7 +42,7 @@ class LocalRoles:
             self._critic = CriticLearner(config, folder, run_dir, None) if config.algorithm.needs_critic else None
         self.journal = MemoryJournal()
         threads = torch.get_num_threads()
-        self._reference = ReferenceActor(folder, config.model.dtype, config.rollout.temperature, threads)
+        self._reference = ReferenceActor(reference, config.model.dtype, config.rollout.temperature, threads)
         self._budget, self._rubric = config.policy.microbatch_tokens, rubric
         self._rollout = LocalRollout(config, self.learner, tokenizer)
 
@@ -145,7 +147,7 @@ class LocalRollout:
         lengths = torch.tensor([len(prompt.token_ids) for prompt, _ in wanted])
         attended = torch.arange(width) >= width - lengths[:, None]
         ends = model.generation_config.eos_token_id
-        settings = GenerationConfig(
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers is partly untyped
             do_sample=True,
             temperature=rollout.temperature,
             top_k=0,

@@ -27,6 +27,8 @@ class AlgorithmConfig(Strict):
     unit: ClassVar[int] = 1
     """Neighbouring rows of the batch that no minibatch, microbatch or rank may separate: 2 if the loss is of pairs."""
     unit_name: ClassVar[str] = "rollouts"
+    needs_whole_weights: ClassVar[bool] = False
+    """Whether the policy's update differentiates outside DeepSpeed, twice."""
     min_samples: ClassVar[int] = 1
     """The fewest samples a prompt that say anything."""
 

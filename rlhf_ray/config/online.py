@@ -13,6 +13,7 @@ from rlhf_ray.algorithms.ppo import PPOConfig
 from rlhf_ray.algorithms.reinforce import REINFORCEConfig, REINFORCEPlusPlusConfig
 from rlhf_ray.algorithms.rloo import RLOOConfig
 from rlhf_ray.algorithms.sequence_ratio import CISPOConfig, GSPOConfig
+from rlhf_ray.algorithms.trpo import TRPOConfig
 from rlhf_ray.config.common import DeepSpeedConfig, Fraction, LoraConfig, ModelConfig, Name, PlacementConfig
 from rlhf_ray.data.prompts import PromptsConfig
 from rlhf_ray.rewards.base import RewardSourceConfig, TruncatedConfig
@@ -110,6 +111,7 @@ def _ppo_unless_said(section: object) -> object:
 
 AlgorithmConfig = Annotated[
     PPOConfig
+    | TRPOConfig
     | GRPOConfig
     | RLOOConfig
     | REINFORCEConfig
@@ -179,6 +181,10 @@ class RunConfig(Strict):
             problems.append("rollout.tensor_parallel above 1 needs rollout.gpus = 1: one whole GPU for each rank")
         if (self.rollout.gpus > 0) != (self.policy.gpus_per_worker > 0):
             problems.append("rollout.gpus and policy.gpus_per_worker must both be 0 or both be above 0")
+        if self.algorithm.needs_whole_weights and self.policy.deepspeed.zero_stage == 3:
+            problems.append(f"algorithm.type = {self.algorithm.type} needs policy.deepspeed.zero_stage 0, 1 or 2")
+        if self.algorithm.needs_whole_weights and self.policy.gradient_checkpointing:
+            problems.append(f"algorithm.type = {self.algorithm.type} needs policy.gradient_checkpointing: false")
         if self.policy_freeze_steps >= self.train.num_steps:
             problems.append("critic.policy_freeze_steps must be smaller than train.num_steps")
         if problems:

@@ -33,10 +33,8 @@ class CausalLM(nn.Module):
         The language-model head runs on the positions *before* response tokens only: in a small model it is a fifth of
         the arithmetic, and its logits are the largest tensor.
         """
-        causal = unwrapped(self.model)
-        hidden = causal.get_decoder()(input_ids=token_ids, attention_mask=attention_mask.long(), use_cache=False)  # type: ignore[operator]  # transformers' method
         scored = response_mask[:, 1:]
-        logits = causal.get_output_embeddings()(hidden.last_hidden_state[:, :-1][scored])  # type: ignore[operator]  # likewise
+        logits = self._heads(token_ids, attention_mask, scored)
         heat = temperature or self.temperature
         picked, spread = selected_logprobs_and_entropy(logits, token_ids[:, 1:][scored], heat)
         logprobs = torch.zeros(token_ids.shape, dtype=torch.float32, device=token_ids.device)
@@ -44,6 +42,21 @@ class CausalLM(nn.Module):
         positions = torch.zeros_like(response_mask)
         positions[:, 1:] = scored
         return logprobs.masked_scatter(positions, picked), entropies.masked_scatter(positions, spread)
+
+    def logits(
+        self,
+        token_ids: Int[Tensor, "B T"],
+        attention_mask: Bool[Tensor, "B T"],
+        response_mask: Bool[Tensor, "B T"],
+    ) -> Float[Tensor, "N V"]:
+        """`logits / temperature` from which each response token was sampled, row by row."""
+        return self._heads(token_ids, attention_mask, response_mask[:, 1:]) / self.temperature
+
+    def _heads(self, token_ids: Tensor, attention_mask: Tensor, scored: Tensor) -> Tensor:
+        causal = unwrapped(self.model)
+        hidden = causal.get_decoder()(input_ids=token_ids, attention_mask=attention_mask.long(), use_cache=False)  # type: ignore[operator]  # transformers' method
+        logits: Tensor = causal.get_output_embeddings()(hidden.last_hidden_state[:, :-1][scored])  # type: ignore[operator]  # likewise
+        return logits
 
 
 def load_causal_lm(folder: Path, dtype: torch.dtype) -> nn.Module:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -77,6 +77,19 @@ class Engine:
         """The wrapped module."""
         module: nn.Module = self._engine.module
         return module
+
+    @property
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """The parameters that are trained, by name."""
+        return self._trainable
+
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Makes `weights`, the whole tensors of all trainable parameters, the current ones. All ranks must call it."""
+        self._state.restore(weights, {}, 0)
+
+    def forget_gradients(self) -> None:
+        """After gradients were taken without `backward`: they count for no step."""
+        self._squared_norms.clear()
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss`; losses of all calls and ranks before `step` are summed."""

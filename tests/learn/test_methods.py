@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rlhf_ray import metrics as names
 from rlhf_ray.errors import UserError
 from rlhf_ray.models.tiny import tiny_model
-from rlhf_ray.online_pipelines import PolicyOptimizationPipeline
+from rlhf_ray.online_pipelines import PolicyOptimizationPipeline, PPOTrainer
 from tests.builders import share_of_vowels
 
 STEPS, THRESHOLD = 20, 0.6
@@ -20,6 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ppo": {"num_epochs": 2, "num_minibatches": 2},
     "grpo": {"num_epochs": 2, "num_minibatches": 2},
     "rloo": {"num_epochs": 2, "num_minibatches": 2},
+    "trpo": {"max_kl": 0.1},
     "reinforce": {"num_minibatches": 2},
     "reinforce_pp": {"num_epochs": 2, "num_minibatches": 2},
     "gspo": {"num_epochs": 2, "num_minibatches": 2, "clip_range": 0.05, "clip_range_high": 0.05},
@@ -74,6 +76,29 @@ def test_it_goes_on_where_it_stopped_and_saves_what_loads(tiny: Path, tmp_path: 
     again = PolicyOptimizationPipeline(str(saved), lambda prompt, answer: 0.0, "grpo", max_new_tokens=4)
     (step,) = again.train_epoch(PROMPTS)
     assert step["policy/updates"] == 0.0, "all rewards are equal: nothing may be learned from them"
+
+
+def test_a_ppo_step_on_given_answers_moves_towards_the_better_one(tiny: Path) -> None:
+    trainer = PPOTrainer(str(tiny), learning_rate=3e-3, clip_epsilon=0.3, kl_coef=0.0, num_epochs=2)
+    answers = ["a e i o u", "k l m n p"]
+    for _ in range(6):
+        step = trainer.train_step(["name sun", "name sun"], answers, [1.0, -1.0])
+    assert step[names.REWARD_MEAN] == 0.0 and step["policy/updates"] == 2.0 and "critic/loss" in step
+    good, bad = (_mean_logprob(trainer, answer) for answer in answers)
+    before = [_mean_logprob(PPOTrainer(str(tiny)), answer) for answer in answers]
+    assert good - before[0] > bad - before[1]
+    with pytest.raises(UserError, match=r"reward of response 1 is not a finite number.*give rewards"):
+        trainer.train_step(["name sun"], ["a"])
+    with pytest.raises(UserError, match="as many responses"):
+        trainer.train_step(["name sun"], ["a", "b"], [1.0, 1.0])
+
+
+def _mean_logprob(trainer: PPOTrainer, answer: str) -> float:
+    start = trainer._prompts(["name sun"])[0].token_ids
+    ids = trainer._tokenizer(answer, add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logits = trainer.model(torch.tensor([[*start, *ids]])).logits[0, len(start) - 1 : -1]
+    return float(torch.log_softmax(logits, dim=1)[torch.arange(len(ids)), torch.tensor(ids)].mean())
 
 
 @pytest.mark.parametrize(
