@@ -1,6 +1,6 @@
 """Beta held fixed against beta that follows a target KL, on the demo's preferences and the embedded model.
 
-    python benchmarks/adaptive_beta.py --steps 40 --share 0.4
+    python benchmarks/adaptive_beta.py --steps 32 --share 0.4
 
 The fixed run measures the KL by a controller that may not move; the adaptive one then gets a share of the KL that the
 first ended with as its target. Prints the KL of the last steps (smoothed, as the controller reads it) and that of the
@@ -26,9 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--share", type=float, default=0.4)
     parser.add_argument("--beta", type=float, default=0.05)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--loss", default="sigmoid")
+    parser.add_argument("--loss", default="cdpo", help="cdpo and ipo have a finite optimum for every beta")
     parser.add_argument("--model", default="smollm2-135m")
     asked = parser.parse_args()
     fixed = _run("fixed", {"target_kl": 1.0, "beta_range": [asked.beta, asked.beta]}, asked)
@@ -48,6 +48,7 @@ def _run(name: str, controller: dict[str, Any], asked: argparse.Namespace) -> di
             "method": {
                 "type": "dpo",
                 "loss": asked.loss,
+                "label_smoothing": 0.1 if asked.loss == "cdpo" else 0.0,
                 "beta": asked.beta,
                 "adaptive_beta": {"type": "kl", **controller},
             },

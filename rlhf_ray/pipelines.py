@@ -39,13 +39,14 @@ class DPOPipeline:
         learning_rate: float = 5e-5,
         *,
         loss: str = "sigmoid",
+        label_smoothing: float = 0.0,
         lora_rank: int | None = 16,
         batch_size: int = 8,
         max_tokens: int = 256,
         seed: int = 0,
     ) -> None:
         """`lora_rank` None fine-tunes all weights. Settings that do not fit together raise pydantic's error."""
-        self._method = {"type": "dpo", "beta": beta, "loss": loss}
+        self._method = {"type": "dpo", "beta": beta, "loss": loss, "label_smoothing": label_smoothing}
         self._base = {
             "name": "pipeline",
             "seed": seed,
@@ -117,8 +118,10 @@ class AdaptiveDPO(DPOPipeline):
     def __init__(
         self, model_name: str = "smollm2-135m", initial_beta: float = 0.1, target_kl: float = 2.0, **settings: Any
     ) -> None:
-        """`target_kl` is in nats per sequence, as `method.adaptive_beta.target_kl`; `settings` as `DPOPipeline`."""
-        super().__init__(model_name, initial_beta, **settings)
+        """`target_kl` is in nats per sequence, as `method.adaptive_beta.target_kl`; `settings` as `DPOPipeline`, but
+        the loss is `cdpo` with label smoothing 0.1 unless one is given: the plain one has no optimum to steer."""
+        smoothed: dict[str, Any] = {} if "loss" in settings else {"loss": "cdpo", "label_smoothing": 0.1}
+        super().__init__(model_name, initial_beta, **{**smoothed, **settings})
         self._method |= {"adaptive_beta": KLTargetConfig(type="kl", target_kl=target_kl)}
         self._config()
 

@@ -15,9 +15,9 @@ class KLTarget:
     `beta_range`.
 
     The prediction is Holt's: level and trend, each averaged exponentially over steps (Holt 1957). Ziegler et al. 2019
-    (arXiv 1909.08593, section 2.2) multiply by the error of today alone. A penalty in the reward pulls the KL back, but
-    beta of DPO mostly brakes: the KL goes on growing for as long as the optimizer's momentum does, so a controller that
-    waits until the target is passed ends far above it. `tests/unit/test_adaptive_beta.py` shows both.
+    (arXiv 1909.08593, section 2.2) multiply by the error of today alone; the KL of DPO goes on growing for as long as
+    the optimizer's momentum does, so a controller that waits until the target is passed ends far above it.
+    `tests/unit/test_adaptive_beta.py` shows both.
     """
 
     def __init__(

@@ -157,7 +157,11 @@ _DIVERGENT = {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "
 
 
 class KLTargetConfig(Strict):
-    """Beta follows the measured KL to the reference: raised above the target, lowered below it."""
+    """Beta follows the measured KL to the reference: raised above the target, lowered below it.
+
+    Take it with a loss whose optimum is finite: `cdpo`, `robust` or `ipo`. On preferences without contradictions the
+    plain `sigmoid` loss has none, so that a large beta stops the policy but never pulls it back.
+    """
 
     type: Literal["kl"]
     target_kl: PositiveFloat
