@@ -26,8 +26,8 @@ _ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**28),
 }
-"""Of glibc: keep freed memory instead of giving it back. Ray Train runs the training in a thread, and glibc returns every
-large tensor of a thread at once; fetching the pages again took a sixth of the time of a step on a CPU."""
+"""Of glibc: keep freed memory instead of giving it back. Ray Train runs the training in a thread, and glibc returns
+every large tensor of a thread at once; fetching the pages again took a sixth of the time of a step on a CPU."""
 
 
 def start(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> Any:
