@@ -21,7 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ppo": {"num_epochs": 2, "num_minibatches": 2},
     "grpo": {"num_epochs": 2, "num_minibatches": 2},
     "rloo": {"num_epochs": 2, "num_minibatches": 2},
-    "trpo": {"max_kl": 0.1},
+    "trpo": {"max_kl": 0.3, "damping": 1.0},  # the step of 32 short answers is mostly noise without
     "reinforce": {"num_minibatches": 2},
     "reinforce_pp": {"num_epochs": 2, "num_minibatches": 2},
     "gspo": {"num_epochs": 2, "num_minibatches": 2, "clip_range": 0.05, "clip_range_high": 0.05},
@@ -73,9 +73,9 @@ def test_it_goes_on_where_it_stopped_and_saves_what_loads(tiny: Path, tmp_path: 
     assert [step["step"] for step in pipeline.train_epoch(PROMPTS, 2)] == [1, 2]
     assert [step["step"] for step in pipeline.train_epoch(["another one"], 1)] == [3]
     saved = pipeline.save(tmp_path / "policy")
-    again = PolicyOptimizationPipeline(str(saved), lambda prompt, answer: 0.0, "grpo", max_new_tokens=4)
+    again = PolicyOptimizationPipeline(str(saved), lambda prompt, answer: 0.0, "grpo", max_new_tokens=4, kl_coef=0.0)
     (step,) = again.train_epoch(PROMPTS)
-    assert step["policy/updates"] == 0.0, "all rewards are equal: nothing may be learned from them"
+    assert step["policy/grad_norm"] == 0.0, "all rewards are equal: nothing may be learned from them"
 
 
 def test_a_ppo_step_on_given_answers_moves_towards_the_better_one(tiny: Path) -> None:
