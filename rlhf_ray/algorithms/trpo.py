@@ -27,8 +27,8 @@ class TRPOConfig(PPOConfig):
     max_kl: PositiveFloat = 0.01
     """The trust region: mean over response tokens of the exact KL(old policy || new policy), nats."""
     damping: PositiveFloat = 0.1
-    """Added to the Fisher matrix's diagonal, so that a direction in which little is known cannot run away. The fewer tokens
-    in a step, the more of it is needed."""
+    """Added to the Fisher matrix's diagonal, so that a direction in which little is known cannot run away. The fewer
+    tokens in a step, the more of it is needed."""
     cg_iterations: PositiveInt = 10
     line_search_steps: PositiveInt = 10
     """Halvings of the step before it is given up."""
