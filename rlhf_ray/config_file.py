@@ -74,7 +74,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
     try:
         return KINDS[kind].model_validate(tree)
     except ValidationError as error:
-        lines = _explain(error, KINDS[kind])
+        lines = explain(error, KINDS[kind])
         raise UserError("\n  ".join([f"{file} has {_count(len(lines), 'mistake')}:", *lines])) from None
 
 
@@ -120,7 +120,8 @@ def _apply(tree: dict[object, object], override: str) -> None:
             raise UserError(f"override {override!r}: {so_far} is the value {_short(place)} and has no keys below it")
 
 
-def _explain(error: ValidationError, root: type[BaseModel]) -> list[str]:
+def explain(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """A sentence for each mistake: its key, what is wrong, and the nearest key if there is no such one."""
     lines = []
     items = error.errors(include_url=False)
     for item in items:

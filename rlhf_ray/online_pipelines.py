@@ -19,6 +19,7 @@ from rlhf_ray.accounting import rollout_metrics
 from rlhf_ray.actors.frozen import LearnedReward
 from rlhf_ray.actors.local import LocalRoles
 from rlhf_ray.config import RunConfig
+from rlhf_ray.config_file import explain
 from rlhf_ray.data.batching import collate, prompt_numbers
 from rlhf_ray.data.chat import disarm, render
 from rlhf_ray.data.messages import as_prompt
@@ -28,6 +29,7 @@ from rlhf_ray.errors import UserError
 from rlhf_ray.loop import Progress, estimated, train
 from rlhf_ray.models.folder import check_causal_lm, resolve_model
 from rlhf_ray.models.reward_model import load_tokenizer
+from rlhf_ray.rewards.functions import FunctionReward
 from rlhf_ray.rewards.rubric import Rubric, Source
 from rlhf_ray.types import Prompt, Rollout, Score
 
@@ -96,14 +98,14 @@ class PolicyOptimizationPipeline:
         try:
             self._config = RunConfig.model_validate(tree)
         except ValidationError as error:
-            raise UserError(f"PolicyOptimizationPipeline: {error.errors()[0]['msg']}") from None
+            raise UserError(f"PolicyOptimizationPipeline: {'; '.join(explain(error, RunConfig))}") from None
         folder = resolve_model(model_name)
         check_causal_lm(folder)
         self._tokenizer = load_tokenizer(folder)
         rubric = Rubric([("reward", 1.0, _source(reward_model))])
-        scratch = Path(tempfile.mkdtemp(prefix="rlhf-ray-"))
+        self._scratch = tempfile.TemporaryDirectory(prefix="rlhf-ray-")  # removed with this object
         reference = folder if ref_model is None else resolve_model(ref_model)
-        self._local = LocalRoles(self._config, folder, reference, self._tokenizer, rubric, scratch)
+        self._local = LocalRoles(self._config, folder, reference, self._tokenizer, rubric, Path(self._scratch.name))
         self._algorithm = self._config.algorithm.make()
         self._progress = Progress()
 
@@ -210,24 +212,6 @@ def _nobody_judges(prompt: str, answer: str) -> float:
     raise ValueError("give rewards, or a reward_model")
 
 
-class _Function:
-    """A function of prompt and answer as a reward source."""
-
-    def __init__(self, function: Callable[[str, str], float]) -> None:
-        self._function = function
-
-    def score(self, rollouts: Sequence[Rollout]) -> list[float | Exception]:
-        """One entry a rollout; what the function raised stands in place of a number."""
-        return [self._one(rollout) for rollout in rollouts]
-
-    def _one(self, rollout: Rollout) -> float | Exception:
-        asked = [message.content for message in rollout.prompt.messages if message.role == "user"]
-        try:
-            return self._function(asked[-1] if asked else "", rollout.text)
-        except Exception as error:  # a user's function may raise anything; the rollout is quarantined with it
-            return error
-
-
 class _Scorer:
     """A reward model in memory as a reward source."""
 
@@ -245,5 +229,5 @@ def _source(reward: RewardLike) -> Source:
     if hasattr(reward, "batch_predict"):
         return _Scorer(reward)
     if callable(reward):
-        return _Function(reward)
+        return FunctionReward(lambda prompt, answer, _: reward(prompt, answer))
     raise UserError(f"reward_model is a {type(reward).__name__}; give a folder, RewardModelInference, or a function")

@@ -14,7 +14,7 @@ from rlhf_ray.models.causal_lm import CausalLM, load_causal_lm
 from rlhf_ray.models.device import compute_dtype, device
 from rlhf_ray.models.reward.scorer import RewardScorer
 from rlhf_ray.rewards.base import ModelRewardConfig, RewardSourceConfig
-from rlhf_ray.rewards.functions import FunctionReward
+from rlhf_ray.rewards.functions import FunctionReward, load_function
 from rlhf_ray.rewards.rubric import Rubric, Source
 from rlhf_ray.types import Batch, Rollout
 
@@ -86,4 +86,4 @@ def make_source(config: RewardSourceConfig, folder: Path | None) -> Source:
         if folder is None:
             raise ValueError(f"reward source {config.name}: its model folder has not been resolved")
         return LearnedReward(folder)
-    return FunctionReward(config.path)
+    return FunctionReward(load_function(config.path))

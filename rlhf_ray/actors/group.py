@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
 from rlhf_ray.actors.inbox import Command, Inbox, LearnerSpec, train_loop
 from rlhf_ray.config import LearnerConfig
+from rlhf_ray.data.batching import rows_together
 from rlhf_ray.errors import RunError
 from rlhf_ray.ports import Metrics
 from rlhf_ray.types import Batch
@@ -92,10 +92,7 @@ class LearnerGroup:
 
     def rows(self, name: str, batch: Batch) -> Tensor:
         """A per-token answer `[B, T]`, put together from the rows that each rank computed."""
-        out = torch.zeros(batch.token_ids.shape, dtype=torch.float32)
-        for rows, values in self.call(name, ray.put(batch)):
-            out[rows] = values
-        return out
+        return rows_together(batch, self.call(name, ray.put(batch)))
 
     def incarnation(self) -> int:
         """Grows when Ray Train has rebuilt the group, whose ranks then hold no connections any more."""

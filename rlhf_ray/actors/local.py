@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from rlhf_ray.actors.frozen import ReferenceActor
 from rlhf_ray.actors.learner import CriticLearner, PolicyLearner
 from rlhf_ray.actors.rollout import request_seed
 from rlhf_ray.config import RunConfig
-from rlhf_ray.data.batching import microbatches
+from rlhf_ray.data.batching import microbatches, rows_together
 from rlhf_ray.models.causal_lm import unwrapped
 from rlhf_ray.models.device import backend
 from rlhf_ray.ports import Metrics, PromptSource, Roles, State
@@ -83,11 +84,11 @@ class LocalLearner:
 
     def logprobs(self, batch: Batch) -> Tensor:
         """`[B, T]`."""
-        return _whole(batch, *self._learner.logprobs(batch))
+        return rows_together(batch, [self._learner.logprobs(batch)])
 
     def values(self, batch: Batch) -> Tensor:
         """`[B, T]`."""
-        return _whole(batch, *self._learner.values(batch))
+        return rows_together(batch, [self._learner.values(batch)])
 
     def update(self, batch: Batch, step: int, *kl_coef: float) -> Metrics:
         """All inner epochs."""
@@ -111,10 +112,7 @@ class LocalReference:
     def logprobs(self, batch: Batch, temperature: float | None = None) -> Tensor:
         """`[B, T]`."""
         (rows,) = microbatches(batch.attention_mask.sum(dim=1), 1, self._budget)
-        out = torch.zeros(batch.token_ids.shape)
-        for index, found in zip(rows, self._actor.logprobs(batch, rows, temperature), strict=True):
-            out[index, : found.shape[1]] = found
-        return out
+        return rows_together(batch, zip(rows, self._actor.logprobs(batch, rows, temperature), strict=True))
 
 
 class LocalRollout:
@@ -182,11 +180,10 @@ class LocalRollout:
 
 
 class MemoryJournal:
-    """Remembers the metrics and events of a run; commits nothing."""
+    """Remembers the metrics of a run and warns of its events; commits nothing."""
 
     def __init__(self) -> None:
         self.steps: list[Metrics] = []
-        self.events: list[str] = []
 
     def metrics(self, step: int, metrics: Metrics) -> None:
         """One line a step."""
@@ -199,8 +196,8 @@ class MemoryJournal:
         """Not kept."""
 
     def event(self, kind: str, sentence: str, **details: object) -> None:
-        """Kept as its sentence."""
-        self.events.append(f"{kind}: {sentence}")
+        """A warning: a breach of a sentinel, rollouts that could not be scored."""
+        warnings.warn(f"{kind}: {sentence}", stacklevel=2)
 
     def commit(self, step: int, state: State, save: Callable[[Path], None]) -> Path:
         """Nothing is written."""
@@ -215,9 +212,3 @@ def _as_the_only_rank() -> Iterator[None]:
     yield
     if asked is None:
         os.environ.pop("LOCAL_RANK", None)
-
-
-def _whole(batch: Batch, rows: Tensor, found: Tensor) -> Tensor:
-    out = torch.zeros(batch.token_ids.shape)
-    out[rows] = found
-    return out

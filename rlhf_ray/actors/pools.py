@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from torch import Tensor
 
-from rlhf_ray.data.batching import microbatches
+from rlhf_ray.data.batching import microbatches, rows_together
 from rlhf_ray.errors import RunError
 from rlhf_ray.types import Batch, Prompt, Rollout
 
@@ -115,8 +114,6 @@ class ReferencePool(Pool):
         shared = ray.put(batch)
         pairs = zip(self.actors, shards, strict=True)
         references = [actor.logprobs.remote(shared, rows, temperature) for actor, rows in pairs]
-        out = torch.zeros(batch.token_ids.shape, dtype=torch.float32)
-        for i, (reference, shard) in enumerate(zip(references, shards, strict=True)):
-            for rows, logprobs in zip(shard, self.get(reference, i, "logprobs"), strict=True):
-                out[rows, : logprobs.shape[1]] = logprobs
-        return out
+        found = (self.get(reference, i, "logprobs") for i, reference in enumerate(references))
+        answers = (pair for shard, given in zip(shards, found, strict=True) for pair in zip(shard, given, strict=True))
+        return rows_together(batch, answers)

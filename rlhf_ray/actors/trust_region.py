@@ -11,7 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlhf_ray import metrics as names
 from rlhf_ray.actors.accounting import over_ranks
-from rlhf_ray.actors.update import shards
+from rlhf_ray.actors.update import shards, share
+from rlhf_ray.algorithms.aggregation import loss_weights
 from rlhf_ray.algorithms.report import join_reports
 from rlhf_ray.algorithms.trpo import TRPO, conjugate_gradient, fisher_product, flat, full_step
 from rlhf_ray.models.device import device
@@ -30,13 +31,12 @@ class TrustRegion:
         self._engine, self._algorithm, self._kl_coef = engine, algorithm, kl_coef
         self._module: Any = engine.module
         self._names, self._parameters = zip(*engine.trainable.items(), strict=True)
-        weights = algorithm.weights(batch)
-        parts = shards(batch, engine.config.microbatch_tokens)
+        losses, mean = algorithm.weights(batch), loss_weights(batch.loss_mask, "token_mean")
         self._parts = [
-            (part, (weights[rows, : part.token_ids.shape[1]] if len(rows) else torch.zeros(part.token_ids.shape)))
-            for rows, part in parts
+            (part, share(losses, rows, part), share(mean, rows, part)[part.response_mask])
+            for rows, part in shards(batch, engine.config.microbatch_tokens)
         ]
-        self._parts = [(part, share.to(device())) for part, share in self._parts]
+        """Microbatches, with the weights of the loss `[B, T]` and those of the mean over tokens `[N]`."""
 
     def update(self) -> Metrics:
         """Moves the weights, or leaves them exactly as they were if no step of the line search is good; metrics."""
@@ -68,7 +68,7 @@ class TrustRegion:
 
     def _gradient(self) -> tuple[float, Tensor, Metrics]:
         total, reports = torch.zeros_like(flat(self._parameters)), []
-        for part, weights in self._parts:
+        for part, weights, _ in self._parts:
             loss, report = self._loss(part, weights)
             total += flat(torch.autograd.grad(loss, self._parameters, materialize_grads=True))
             reports.append(report)
@@ -84,28 +84,27 @@ class TrustRegion:
     def _fisher(self, vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-            for part, weights in self._parts:
+            for part, _, mean in self._parts:
                 if not part.response_mask.any():
                     continue  # what a rank with fewer rows has instead
                 logits = self._module.logits(part.token_ids, part.attention_mask, part.response_mask)
-                total += fisher_product(logits, weights[part.response_mask], self._parameters, vector)
+                total += fisher_product(logits, mean, self._parameters, vector)
         dist.all_reduce(total)
         self._engine.forget_gradients()
         return total + self._algorithm.config.damping * vector
 
     @torch.no_grad()
     def _logits(self) -> list[Tensor]:
-        asked = [(part.token_ids, part.attention_mask, part.response_mask) for part, _ in self._parts]
+        asked = [(part.token_ids, part.attention_mask, part.response_mask) for part, *_ in self._parts]
         return [self._module.logits(*arguments).float() for arguments in asked]
 
     @torch.no_grad()
     def _measure(self, before: list[Tensor]) -> tuple[float, float]:
         """The surrogate loss and the KL from the old policy, over all ranks."""
-        reports = [self._loss(part, weights)[1] for part, weights in self._parts]
+        reports = [self._loss(part, weights)[1] for part, weights, _ in self._parts]
         kl = torch.zeros((), dtype=torch.float64, device=device())
-        for (part, weights), old, logits in zip(self._parts, before, self._logits(), strict=True):
-            per_token = (old.exp() * (old - logits.log_softmax(dim=1))).sum(dim=1)
-            kl += (weights[part.response_mask] * per_token).sum()
+        for (*_, mean), old, logits in zip(self._parts, before, self._logits(), strict=True):
+            kl += (mean * (old.exp() * (old - logits.log_softmax(dim=1))).sum(dim=1)).sum()
         dist.all_reduce(kl)
         return over_ranks(join_reports(reports))[names.POLICY_LOSS], float(kl)
 

@@ -46,8 +46,7 @@ def run_epochs(
         minibatch, weights = minibatch.rows(counted), weights[counted]
         reports: list[LossReport] = []
         for rows, part in shards(minibatch, engine.config.microbatch_tokens, config.unit):
-            share = weights[rows, : part.token_ids.shape[1]] if len(rows) else torch.zeros(part.token_ids.shape)
-            value, report = loss(part, share.to(device()))
+            value, report = loss(part, share(weights, rows, part))
             engine.backward(value)
             reports.append(report)
         totals = over_ranks(join_reports(reports))
@@ -73,6 +72,12 @@ def shards(batch: Batch, max_tokens: int, unit: int = 1) -> Iterator[tuple[Tenso
             nothing = torch.zeros_like(first.loss_mask)
             picked = first.with_(loss_mask=nothing, response_mask=nothing)
         yield rows, picked.to(device())
+
+
+def share(weights: Tensor, rows: Tensor, part: Batch) -> Tensor:
+    """The rows of `weights` that belong to a microbatch, as wide as it and on its device; zeros if it has no rows."""
+    width = part.token_ids.shape[1]
+    return (weights[rows, :width] if len(rows) else torch.zeros(part.token_ids.shape)).to(device())
 
 
 def gather_rows(batch: Batch, answers: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

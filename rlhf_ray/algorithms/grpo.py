@@ -36,12 +36,8 @@ class GRPOConfig(PolicyGradientConfig):
         return GRPO(self)
 
 
-class GRPO(PolicyGradient):
+class GRPO(PolicyGradient[GRPOConfig]):
     """Group-relative policy optimization."""
-
-    def __init__(self, config: GRPOConfig) -> None:
-        super().__init__(config)
-        self.config = config
 
     def estimate(self, batch: Batch, rewards: Float[Tensor, "B T"], prompts: Int[Tensor, " B"]) -> Estimate:
         """The batch with, on every token of an answer, its reward relative to its group (eq. 3 and section 4.1.2)."""

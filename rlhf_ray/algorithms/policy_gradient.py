@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,17 +21,18 @@ from rlhf_ray.algorithms.report import LossReport, surrogate_report
 from rlhf_ray.ports import Metrics, State
 from rlhf_ray.types import Batch, present
 
+Config = TypeVar("Config", bound=PolicyGradientConfig)
 Estimate = tuple[Batch, Metrics]
 """A batch with advantages, and what was found on the way."""
 TokenLosses = tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]
 
 
-class PolicyGradient(abc.ABC):
+class PolicyGradient(abc.ABC, Generic[Config]):
     """Implements `ports.Algorithm`, whose `advantages` the controller calls once a step, and `base.OnlineAlgorithm`,
     whose losses the learners' workers call: those use the config alone."""
 
-    def __init__(self, config: PolicyGradientConfig) -> None:
-        self._shared = config
+    def __init__(self, config: Config) -> None:
+        self.config = config
         self._controller = KLController(config.kl_coef, config.kl_target, config.kl_horizon)
         self._coef_of_step = config.kl_coef
 
@@ -53,7 +55,7 @@ class PolicyGradient(abc.ABC):
         old, ref = present(batch.old_logprobs, "old_logprobs"), present(batch.ref_logprobs, "ref_logprobs")
         self._coef_of_step = self._controller.coef
         rewards = ops.place_reward(batch.rewards.float(), batch.response_mask)
-        if self._shared.kl_placement == "reward":
+        if self.config.kl_placement == "reward":
             rewards = rewards - self.kl_coef * torch.where(batch.response_mask, ops.k1(old, ref), 0.0)
         estimated, found = self.estimate(batch, rewards, prompts)
         advantages = torch.where(batch.loss_mask, present(estimated.advantages, "advantages"), 0.0)
@@ -64,11 +66,11 @@ class PolicyGradient(abc.ABC):
 
     def weights(self, minibatch: Batch) -> Float[Tensor, "B T"]:
         """Those of the config's aggregation over the minibatch."""
-        return loss_weights(minibatch.loss_mask, self._shared.aggregation, self._shared.aggregation_length)
+        return loss_weights(minibatch.loss_mask, self.config.aggregation, self.config.aggregation_length)
 
     def token_losses(self, logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor) -> TokenLosses:
         """The loss of each token, and where a clip cut its gradient. The arguments are `[B, T]`, 0 outside the mask."""
-        clips = self._shared.clip_range, self._shared.dual_clip, self._shared.clip_range_high
+        clips = self.config.clip_range, self.config.dual_clip, self.config.clip_range_high
         return ops.clipped_policy_loss(logprobs, old, advantages, *clips)
 
     def policy_loss(
@@ -84,7 +86,7 @@ class PolicyGradient(abc.ABC):
         `weights` are rows of those of the whole minibatch; a token of weight 0 has no part in anything. With none left
         the loss is a zero that still has a (zero) gradient. `kl_coef` matters with `kl_placement: loss` only.
         """
-        config = self._shared
+        config = self.config
         mask = batch.loss_mask & (weights > 0)
         weights = torch.where(mask, weights, 0.0)
         new = torch.where(mask, logprobs, 0.0)
@@ -102,7 +104,7 @@ class PolicyGradient(abc.ABC):
 
     def stops(self, minibatch: Metrics) -> bool:
         """Once the policy is further from the one that sampled than `max_kl_to_old`."""
-        limit = self._shared.max_kl_to_old
+        limit = self.config.max_kl_to_old
         return limit is not None and minibatch.get(names.POLICY_KL_TO_OLD, 0.0) > limit
 
     def state_dict(self) -> State:

@@ -34,12 +34,8 @@ class PPOConfig(PolicyGradientConfig):
         return PPO(self)
 
 
-class PPO(PolicyGradient):
+class PPO(PolicyGradient[PPOConfig]):
     """Proximal policy optimization with generalized advantage estimation."""
-
-    def __init__(self, config: PPOConfig) -> None:
-        super().__init__(config)
-        self.config = config
 
     def estimate(self, batch: Batch, rewards: Float[Tensor, "B T"], prompts: Int[Tensor, " B"]) -> Estimate:
         """The batch with `advantages` and `returns`, and the explained variance of its `values` where it is defined.

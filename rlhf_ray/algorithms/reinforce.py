@@ -1,18 +1,17 @@
-"""REINFORCE with a baseline, and REINFORCE++: returns of tokens, without a critic and without groups."""
+"""REINFORCE with a baseline: returns of tokens, without a critic and without groups."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from jaxtyping import Float, Int
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from rlhf_ray import metrics as names
-from rlhf_ray.algorithms import ops
 from rlhf_ray.algorithms.aggregation import Aggregation
-from rlhf_ray.algorithms.groups import over_tokens, relative_to_group, returns_to_go
+from rlhf_ray.algorithms.groups import returns_to_go
 from rlhf_ray.algorithms.policy_gradient import Estimate, PolicyGradient
 from rlhf_ray.algorithms.policy_gradient_config import PolicyGradientConfig
 from rlhf_ray.ports import State
@@ -27,8 +26,8 @@ class REINFORCEConfig(PolicyGradientConfig):
     aggregation: Aggregation = "sequence_mean"
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     baseline: Literal["none", "moving_average"] = "moving_average"
-    """Subtracted from every token's return: nothing, or the average of earlier steps' mean rewards. It is taken before
-    this step's rewards move it, so the gradient stays unbiased."""
+    """Subtracted from every token's return: nothing, or the average of earlier steps' mean rewards (of
+    answers that count in the loss). It is taken before this step moves it, so the gradient stays unbiased."""
     baseline_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
     def make(self) -> REINFORCE:
@@ -36,20 +35,20 @@ class REINFORCEConfig(PolicyGradientConfig):
         return REINFORCE(self)
 
 
-class REINFORCE(PolicyGradient):
+class REINFORCE(PolicyGradient[REINFORCEConfig]):
     """Returns less a baseline. In later minibatches the ratio corrects for what the policy has moved meanwhile."""
 
     def __init__(self, config: REINFORCEConfig) -> None:
         super().__init__(config)
-        self.config = config
         self._baseline: float | None = None
 
     def estimate(self, batch: Batch, rewards: Float[Tensor, "B T"], prompts: Int[Tensor, " B"]) -> Estimate:
         """The batch with each token's return less the baseline."""
         returns = returns_to_go(rewards, batch.response_mask, self.config.gamma)
-        mean = float(rewards.sum(dim=1).mean())
-        baseline = self._baseline if self._baseline is not None else 0.0
-        if self.config.baseline == "moving_average":
+        usable = batch.loss_mask.any(dim=1)
+        baseline = self._baseline or 0.0
+        if self.config.baseline == "moving_average" and bool(usable.any()):
+            mean = float(rewards.sum(dim=1)[usable].mean())
             momentum = self.config.baseline_momentum if self._baseline is not None else 0.0
             self._baseline = momentum * baseline + (1 - momentum) * mean
         return batch.with_(advantages=returns - baseline), {names.REWARD_BASELINE: baseline}
@@ -63,35 +62,3 @@ class REINFORCE(PolicyGradient):
         super().load_state_dict(state)
         baseline = state.get("baseline")
         self._baseline = None if baseline is None else float(str(baseline))
-
-
-class REINFORCEPlusPlusConfig(PolicyGradientConfig):
-    """REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): token-level KL in the reward, returns whitened over the whole
-    batch, PPO's clipping. `baseline: group` first subtracts the group's mean reward (its section 3.2)."""
-
-    min_samples: ClassVar[int] = 1
-
-    type: Literal["reinforce_pp"] = "reinforce_pp"
-    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
-    baseline: Literal["none", "group"] = "none"
-
-    def make(self) -> REINFORCEPlusPlus:
-        """The algorithm of this config."""
-        return REINFORCEPlusPlus(self)
-
-
-class REINFORCEPlusPlus(PolicyGradient):
-    """REINFORCE++ and its baseline form."""
-
-    def __init__(self, config: REINFORCEPlusPlusConfig) -> None:
-        super().__init__(config)
-        self.config = config
-
-    def estimate(self, batch: Batch, rewards: Float[Tensor, "B T"], prompts: Int[Tensor, " B"]) -> Estimate:
-        """The batch with whitened returns; with the group's baseline, of its reward relative to the group."""
-        if self.config.baseline == "group":
-            scores = relative_to_group(rewards.sum(dim=1), prompts, batch.loss_mask.any(dim=1), "mean")
-            advantages = over_tokens(scores, batch.loss_mask)
-        else:
-            advantages = returns_to_go(rewards, batch.response_mask, self.config.gamma)
-        return batch.with_(advantages=ops.whiten(advantages, batch.loss_mask)), {}

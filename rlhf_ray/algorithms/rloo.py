@@ -27,12 +27,8 @@ class RLOOConfig(PolicyGradientConfig):
         return RLOO(self)
 
 
-class RLOO(PolicyGradient):
+class RLOO(PolicyGradient[RLOOConfig]):
     """REINFORCE leave-one-out. The answer as a whole is one action: every token has the same advantage."""
-
-    def __init__(self, config: RLOOConfig) -> None:
-        super().__init__(config)
-        self.config = config
 
     def estimate(self, batch: Batch, rewards: Float[Tensor, "B T"], prompts: Int[Tensor, " B"]) -> Estimate:
         """The batch with, on every token, the answer's reward (KL included) less the mean of the group's others."""

@@ -47,9 +47,7 @@ class TRPOConfig(PPOConfig):
 class TRPO(PPO):
     """PPO's advantages and critic; the surrogate without clipping."""
 
-    def __init__(self, config: TRPOConfig) -> None:
-        super().__init__(config)
-        self.config: TRPOConfig = config
+    config: TRPOConfig
 
 
 def conjugate_gradient(product: Product, target: Float[Tensor, " N"], iterations: int) -> Float[Tensor, " N"]:

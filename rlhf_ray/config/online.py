@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from rlhf_ray.algorithms.cispo import CISPOConfig
 from rlhf_ray.algorithms.dpo import OnlineDPOConfig
 from rlhf_ray.algorithms.grpo import GRPOConfig
+from rlhf_ray.algorithms.gspo import GSPOConfig
 from rlhf_ray.algorithms.ppo import PPOConfig
-from rlhf_ray.algorithms.reinforce import REINFORCEConfig, REINFORCEPlusPlusConfig
+from rlhf_ray.algorithms.reinforce import REINFORCEConfig
+from rlhf_ray.algorithms.reinforce_pp import REINFORCEPlusPlusBaselineConfig, REINFORCEPlusPlusConfig
 from rlhf_ray.algorithms.rloo import RLOOConfig
-from rlhf_ray.algorithms.sequence_ratio import CISPOConfig, GSPOConfig
 from rlhf_ray.algorithms.trpo import TRPOConfig
 from rlhf_ray.config.common import DeepSpeedConfig, Fraction, LoraConfig, ModelConfig, Name, PlacementConfig
 from rlhf_ray.data.prompts import PromptsConfig
@@ -116,6 +118,7 @@ AlgorithmConfig = Annotated[
     | RLOOConfig
     | REINFORCEConfig
     | REINFORCEPlusPlusConfig
+    | REINFORCEPlusPlusBaselineConfig
     | GSPOConfig
     | CISPOConfig
     | OnlineDPOConfig,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_ray.types import Batch, Rollout
@@ -75,6 +75,14 @@ def prompt_numbers(rollouts: Sequence[Rollout]) -> Int[Tensor, " B"]:
     """For each row of `collate(rollouts)` the number of the prompt that it answers, counted in order of appearance."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(rollout.prompt.id, len(numbers)) for rollout in rollouts])
+
+
+def rows_together(batch: Batch, answers: Iterable[tuple[Tensor, Tensor]]) -> Float[Tensor, "B T"]:
+    """A per-token answer about `batch` from parts: row numbers, and their `[n, t]` first columns; 0 elsewhere."""
+    out = torch.zeros(batch.token_ids.shape)
+    for rows, found in answers:
+        out[rows, : found.shape[1]] = found
+    return out
 
 
 def minibatches(

@@ -34,7 +34,7 @@ class CausalLM(nn.Module):
         the arithmetic, and its logits are the largest tensor.
         """
         scored = response_mask[:, 1:]
-        logits = self._heads(token_ids, attention_mask, scored)
+        logits = self._raw_logits(token_ids, attention_mask, scored)
         heat = temperature or self.temperature
         picked, spread = selected_logprobs_and_entropy(logits, token_ids[:, 1:][scored], heat)
         logprobs = torch.zeros(token_ids.shape, dtype=torch.float32, device=token_ids.device)
@@ -50,9 +50,9 @@ class CausalLM(nn.Module):
         response_mask: Bool[Tensor, "B T"],
     ) -> Float[Tensor, "N V"]:
         """`logits / temperature` from which each response token was sampled, row by row."""
-        return self._heads(token_ids, attention_mask, response_mask[:, 1:]) / self.temperature
+        return self._raw_logits(token_ids, attention_mask, response_mask[:, 1:]) / self.temperature
 
-    def _heads(self, token_ids: Tensor, attention_mask: Tensor, scored: Tensor) -> Tensor:
+    def _raw_logits(self, token_ids: Tensor, attention_mask: Tensor, scored: Tensor) -> Tensor:
         causal = unwrapped(self.model)
         hidden = causal.get_decoder()(input_ids=token_ids, attention_mask=attention_mask.long(), use_cache=False)  # type: ignore[operator]  # transformers' method
         logits: Tensor = causal.get_output_embeddings()(hidden.last_hidden_state[:, :-1][scored])  # type: ignore[operator]  # likewise

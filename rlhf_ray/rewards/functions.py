@@ -29,8 +29,8 @@ def load_function(path: str) -> RewardFunction:
 class FunctionReward:
     """A function `(prompt, response, reference) -> float` as a source; `prompt` is the last user message."""
 
-    def __init__(self, path: str) -> None:
-        self._function = load_function(path)
+    def __init__(self, function: RewardFunction) -> None:
+        self._function = function
 
     def score(self, rollouts: Sequence[Rollout]) -> list[float | Exception]:
         """One entry a rollout; what the function raised stands in place of a number."""

@@ -33,7 +33,7 @@ METHODS = {
     "rloo": {"type": "rloo"},
     "reinforce": {"type": "reinforce"},
     "reinforce_pp": {"type": "reinforce_pp"},
-    "reinforce_pp_baseline": {"type": "reinforce_pp", "baseline": "group", "kl_placement": "loss"},
+    "reinforce_pp_baseline": {"type": "reinforce_pp_baseline"},
     "gspo": {"type": "gspo"},
     "cispo": {"type": "cispo"},
 }
@@ -136,7 +136,9 @@ def test_reinforce_subtracts_what_earlier_steps_earned() -> None:
     batch = make_batch()
     algorithm = method("reinforce", kl_coef=0.2, baseline_momentum=0.5)
     rewards = token_rewards(batch, 0.2)
-    mean = sum(map(math.fsum, rewards)) / B
+    counted = [math.fsum(row) for row, used in zip(rewards, batch.loss_mask.any(dim=1), strict=True) if used]
+    mean = sum(counted) / len(counted)
+    assert len(counted) < B, "an answer that is left out of the loss is left out of the baseline"
     for baseline in (0.0, mean, mean):  # nothing, then the first step's mean, then half of it and half of the same
         found, metrics = algorithm.advantages(batch, GROUPS, adapt=False)
         assert found.advantages is not None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from rlhf_ray.errors import UserError
-from rlhf_ray.rewards.functions import FunctionReward
+from rlhf_ray.rewards.functions import FunctionReward, load_function
 from rlhf_ray.rewards.rubric import Rubric
 from rlhf_ray.types import Message, Prompt, Rollout
 
@@ -68,7 +68,7 @@ def raises_at_1(prompt: str, response: str, reference: str | None) -> float:
 
 def test_a_function_that_raises_is_an_error_of_that_rollout_alone() -> None:
     """The function gets the last user message and the reference answer."""
-    scores = Rubric([("f", 2.0, FunctionReward(f"{__name__}:raises_at_1"))]).score(_rollouts(3))
+    scores = Rubric([("f", 2.0, FunctionReward(load_function(f"{__name__}:raises_at_1")))]).score(_rollouts(3))
     assert [score.error for score in scores] == [None, "f: RuntimeError: no answer", None]
     assert scores[0].reward == scores[2].reward == 2.0 * len("last")
 
@@ -83,4 +83,4 @@ def test_a_function_that_raises_is_an_error_of_that_rollout_alone() -> None:
 )
 def test_a_wrong_path_is_one_clear_error(path: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        FunctionReward(path)
+        load_function(path)
