@@ -11,10 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rlhf_ray import metrics as names
 from rlhf_ray.actors.accounting import over_ranks
-from rlhf_ray.actors.update import shards, share
+from rlhf_ray.actors.update import shards
 from rlhf_ray.algorithms.aggregation import loss_weights
 from rlhf_ray.algorithms.report import join_reports
 from rlhf_ray.algorithms.trpo import TRPO, conjugate_gradient, fisher_product, flat, full_step
+from rlhf_ray.data.batching import share
 from rlhf_ray.models.device import device
 from rlhf_ray.models.engine import Engine
 from rlhf_ray.ports import Metrics

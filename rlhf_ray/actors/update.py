@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf_ray.actors.accounting import UpdateAccount, over_ranks
 from rlhf_ray.algorithms.base import OnlineAlgorithm
 from rlhf_ray.algorithms.report import LossReport, join_reports
-from rlhf_ray.data.batching import microbatches, minibatches
+from rlhf_ray.data.batching import microbatches, minibatches, share
 from rlhf_ray.models.device import device
 from rlhf_ray.models.engine import Engine
 from rlhf_ray.types import Batch
@@ -72,12 +72,6 @@ def shards(batch: Batch, max_tokens: int, unit: int = 1) -> Iterator[tuple[Tenso
             nothing = torch.zeros_like(first.loss_mask)
             picked = first.with_(loss_mask=nothing, response_mask=nothing)
         yield rows, picked.to(device())
-
-
-def share(weights: Tensor, rows: Tensor, part: Batch) -> Tensor:
-    """The rows of `weights` that belong to a microbatch, as wide as it and on its device; zeros if it has no rows."""
-    width = part.token_ids.shape[1]
-    return (weights[rows, :width] if len(rows) else torch.zeros(part.token_ids.shape)).to(device())
 
 
 def gather_rows(batch: Batch, answers: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

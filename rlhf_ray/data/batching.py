@@ -85,6 +85,12 @@ def rows_together(batch: Batch, answers: Iterable[tuple[Tensor, Tensor]]) -> Flo
     return out
 
 
+def share(weights: Float[Tensor, "B T"], rows: Int[Tensor, " n"], part: Batch) -> Float[Tensor, "n t"]:
+    """The `rows` of `weights` that belong to microbatch `part`, as wide as it and on its device; zeros without rows."""
+    size = part.token_ids.shape
+    return (weights[rows, : size[1]] if len(rows) else torch.zeros(size)).to(part.token_ids.device)
+
+
 def minibatches(
     num_rows: int, num_minibatches: int, generator: torch.Generator, unit: int = 1
 ) -> list[Int[Tensor, " _"]]:
