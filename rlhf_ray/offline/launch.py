@@ -18,6 +18,8 @@ from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.rundir.lines import append_line, read_lines
 
 STOP_FILE = ".stop"
+FAILURE_FILE = "failure-rank{rank}.txt"
+"""A rank's traceback, which it writes itself: Ray Train brings exceptions without theirs, and error texts cut short."""
 _POLL_S = 1.0
 _FACTS = "prepared.json"
 _ALLOCATOR = {
@@ -135,6 +137,8 @@ def _fit(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, obj
 
     from rlhf_ray.offline.worker import train_worker
 
+    for old in run_dir.glob(FAILURE_FILE.format(rank="*")):
+        old.unlink()
     train, gpu = config.train, config.train.gpus_per_worker > 0
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if gpu else {})
     trainer = TorchTrainer(
@@ -156,7 +160,7 @@ def _fit(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, obj
     try:
         result = cast(Result, trainer.fit())
     except WorkerGroupError as error:
-        raise _explained(error.worker_failures, _kept(error, run_dir)) from error
+        raise _explained(error.worker_failures, run_dir) from error
     except TrainingFailedError as error:
         raise RunError(f"the worker group could not run: {error}") from error
     if not isinstance(result.return_value, dict):
@@ -164,21 +168,16 @@ def _fit(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, obj
     return dict(result.return_value)
 
 
-def _kept(error: Exception, run_dir: Path) -> Path:
-    """Where the tracebacks of all ranks now are: an exception comes from its process without one."""
-    file = run_dir / "failure.txt"
-    file.write_text(f"{error}\n", encoding="utf-8")
-    return file
-
-
-def _explained(failures: Mapping[int, BaseException], tracebacks: Path) -> Exception:
+def _explained(failures: Mapping[int, BaseException], run_dir: Path) -> Exception:
     """The first fault of the code that any rank has; if all died or lost their peers, `_GroupLostError`."""
     ranks = sorted(failures.items())
     for rank, cause in ranks:
         if isinstance(cause, UserError):
             return UserError(str(cause))
         if not _is_loss(cause):
-            return RunError(f"worker {rank}: {type(cause).__name__}: {cause} (the traceback is in {tracebacks})")
+            file = run_dir / FAILURE_FILE.format(rank=rank)
+            place = f" (the traceback is in {file})" if file.is_file() else ""
+            return RunError(f"worker {rank}: {type(cause).__name__}: {cause}{place}")
     return _GroupLostError("; ".join(f"worker {rank} was lost ({_first_line(cause)})" for rank, cause in ranks))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,7 +18,7 @@ from rlhf_ray.models.device import device
 from rlhf_ray.models.engine import import_deepspeed
 from rlhf_ray.offline.callbacks import Journalist, Steering
 from rlhf_ray.offline.committed import STATE
-from rlhf_ray.offline.launch import STOP_FILE
+from rlhf_ray.offline.launch import FAILURE_FILE, STOP_FILE
 from rlhf_ray.rundir.journal import RunDirectory
 
 
@@ -52,13 +53,22 @@ def train_worker(loop: Mapping[str, Any]) -> dict[str, object]:
     dictionary.
     """
     config, run_dir = cast(AnyOfflineConfig, loop["config"]), Path(str(loop["run_dir"]))
+    try:
+        return _run_rank(config, Path(str(loop["folder"])), run_dir)
+    except Exception:
+        rank = ray.train.get_context().get_world_rank()
+        (run_dir / FAILURE_FILE.format(rank=rank)).write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+def _run_rank(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
     context = ray.train.get_context()
     torch.set_num_threads(config.placement.threads or max(1, cpu_cores() // context.get_local_world_size()))
     import_deepspeed()
     first = context.get_world_rank() == 0
     journal = RunDirectory.open(run_dir, config.train.keep_checkpoints) if first else None
     step, final = _agreed(journal)
-    kind = kind_of(config, Path(str(loop["folder"])), run_dir)
+    kind = kind_of(config, folder, run_dir)
     figures: dict[str, object] = {}
     if not final:
         step, final, figures = _train(config, kind, run_dir, journal, step)

@@ -106,7 +106,7 @@ def _mean_logprob(trainer: PPOTrainer, answer: str) -> float:
     [
         ("trpo2", {}, "trpo2"),
         ("grpo", {"samples_per_prompt": 1}, "needs at least 2"),
-        ("grpo", {"klcoef": 1.0}, "Extra inputs"),
+        ("grpo", {"klcoef": 1.0}, "algorithm.klcoef: unknown key; did you mean kl_coef"),
     ],
 )
 def test_a_method_or_setting_that_does_not_fit_is_refused(

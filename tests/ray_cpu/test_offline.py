@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,7 @@ def _kill_a_worker_once(run_dir: Path, after_step: int, monkeypatch: pytest.Monk
     follow = launch.follow
 
     def watching(running: Any, folder: Path, deadline_s: float) -> Iterator[list[dict[str, object]]]:
+        monkeypatch.setattr(launch, "_POLL_S", 0.02)  # the steps of a tiny model take a tenth of a second
         for news in follow(running, folder, deadline_s):
             steps = [record["step"] for record in read_lines(run_dir / "metrics.jsonl")]
             if not killed and steps and max(steps) >= after_step:
@@ -85,7 +87,8 @@ def test_a_killed_worker_costs_time_and_nothing_else(
 
     assert killed, "no worker was found to kill"
     events = [record for record in read_lines(tmp_path / "shot" / "events.jsonl") if record["kind"] == "restart"]
-    assert len(events) == 1 and "lost" in str(events[0]["sentence"]) and "step-00000" in str(events[0]["sentence"])
+    assert len(events) == 1
+    assert re.search(r"lost.*checkpoint step-0000(06|09|12)", str(events[0]["sentence"]))
     assert calm["steps"] == shot["steps"] == 14 and shot["finished"]
     steps = [record["step"] for record in read_lines(tmp_path / "shot" / "metrics.jsonl")]
     assert sorted(set(steps)) == list(range(1, 15)) and len(steps) == len(set(steps))
@@ -104,9 +107,10 @@ def test_a_fault_of_a_worker_is_one_sentence_and_its_traceback_a_file(
         return launch.start(config, folder, run_dir)
 
     monkeypatch.setattr("rlhf_ray.cluster.start", damaged)
-    with pytest.raises(RunError, match=r"worker 0: ArrowInvalid: .*the traceback is in .*failure\.txt"):
+    with pytest.raises(RunError, match=r"worker 0: ArrowInvalid: .*the traceback is in .*failure-rank0\.txt"):
         launch_offline(_preference(tiny, {"max_steps": 1}), tmp_path / "run", False, "test")
-    assert "read_table" in (tmp_path / "run" / "failure.txt").read_text()
+    traceback = (tmp_path / "run" / "failure-rank0.txt").read_text()
+    assert "in read_table" in traceback
 
 
 def _policy(run_dir: Path) -> dict[str, torch.Tensor]:
