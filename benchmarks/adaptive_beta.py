@@ -29,13 +29,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--loss", default="cdpo", help="cdpo and ipo have a finite optimum for every beta")
+    parser.add_argument("--target", type=float, help="leave the fixed run out: this is the target")
+    parser.add_argument("--controller", type=json.loads, default={}, help="settings as JSON: '{\"horizon\": 10}'")
     parser.add_argument("--model", default="smollm2-135m")
     asked = parser.parse_args()
-    fixed = _run("fixed", {"target_kl": 1.0, "beta_range": [asked.beta, asked.beta]}, asked)
-    target = asked.share * fixed["kl_last"]
-    adaptive = _run("adaptive", {"target_kl": target}, asked)
-    for name, summary in (("fixed", fixed), ("adaptive", adaptive)):
-        print(json.dumps({"run": name, **_figures(summary, target)}), flush=True)
+    target = asked.target
+    if target is None:
+        fixed = _run("fixed", {"target_kl": 1.0, "beta_range": [asked.beta, asked.beta]}, asked)
+        target = asked.share * fixed["heldout_kl"]
+        print(json.dumps({"run": "fixed", **_figures(fixed, target)}), flush=True)
+    adaptive = _run("adaptive", {"target_kl": target, **asked.controller}, asked)
+    print(json.dumps({"run": "adaptive", **_figures(adaptive, target)}), flush=True)
 
 
 def _run(name: str, controller: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:

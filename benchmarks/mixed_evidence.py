@@ -2,11 +2,12 @@
 
     python benchmarks/mixed_evidence.py --labels 600 --seeds 3
 
-Trains MiniLM on synthetic feedback of known quality (`data/synthetic.py`): once on all three kinds in turn, and once on
-each kind alone, always with the same number of labels of the same noise. A label is an answer that somebody judged: a
-pair has two, a ranking four, a rating one. With `--unit judgements` each pair, ranking or rating counts as one,
-whatever it is about. Prints Kendall's tau between scores and true quality over all held-out answers, of all prompts
-together, and the gain of the mixture over each kind, with 95 % intervals (bootstrap over prompts, mean over seeds).
+Trains MiniLM on synthetic feedback of known quality (`data/synthetic.py`): once on a third of the labels of each kind,
+and once on each kind alone, always with the same number of labels of the same noise, in the same number of steps. A
+label is an answer that somebody judged: a pair has two, a ranking four, a rating one. With `--unit judgements` each
+pair, ranking or rating counts as one, whatever it is about. Prints Kendall's tau between scores and true quality over
+all held-out answers, of all prompts together, and the gain of the mixture over each kind, with 95 % intervals
+(bootstrap over prompts, mean over seeds).
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from scipy.stats import kendalltau
 from rlhf_ray.data.feedback import FeedbackConfig
 from rlhf_ray.data.shapes import parse
 from rlhf_ray.data.synthetic import create_preference_data, heldout_answers, known_kind
+from rlhf_ray.evidence import Item
 from rlhf_ray.machine import cpu_cores
 from rlhf_ray.preference_api import PreferenceDataset, RewardModelInference, RewardModelTrainer, create_reward_model
 
 KINDS = ("mixed", "pairs", "rankings", "ratings")
-LABELS_OF_ONE = {"mixed": (2 + 4 + 1) / 3, "pairs": 2, "rankings": 4, "ratings": 1}
+ANSWERS_OF_ONE = {"pairs": 2, "rankings": 4, "ratings": 1}
+BATCH = 32
+"""Labels in a step."""
 PROMPTS, ANSWERS, SAMPLES = 60, 8, 500
 Scored = tuple[np.ndarray, np.ndarray]
 """Scores and true qualities, `[prompts, answers]`."""
@@ -57,20 +61,30 @@ def main() -> None:
 
 
 def _train(kind: str, asked: argparse.Namespace, seed: int) -> Scored:
-    samples = round(asked.labels / (LABELS_OF_ONE[kind] if asked.unit == "answers" else 1))
-    rows = create_preference_data(samples, kind=known_kind(kind), label_noise=asked.noise, seed=seed)
-    config = FeedbackConfig(path="synthetic", max_tokens=128)
-    items = [item for number, row in enumerate(rows, 1) for item in parse(row, f"row {number}", config)]
+    items = _items(kind, asked, seed)
     model = create_reward_model("joint", asked.base, max_tokens=128, seed=seed)
     data = PreferenceDataset(items, model.encoder)
-    trainer = RewardModelTrainer(model, total_steps=asked.epochs * -(-len(items) // 16), learning_rate=1e-4)
+    steps = -(-asked.labels // BATCH)
+    trainer = RewardModelTrainer(model, total_steps=asked.epochs * steps, learning_rate=1e-4)
     for epoch in range(asked.epochs):
-        for batch in data.batches(batch_size=16, seed=1000 * seed + epoch):
+        for batch in data.batches(batch_size=-(-len(items) // steps), seed=1000 * seed + epoch):
             trainer.train_step(batch)
     heldout = heldout_answers(PROMPTS, ANSWERS, seed=seed)
     model.eval()
     scores = RewardModelInference(model).batch_predict([(one.prompt, text) for one in heldout for text in one.answers])
     return np.reshape(scores, (PROMPTS, ANSWERS)), np.array([one.qualities for one in heldout])
+
+
+def _items(kind: str, asked: argparse.Namespace, seed: int) -> list[Item]:
+    parts = KINDS[1:] if kind == "mixed" else (kind,)
+    items: list[Item] = []
+    for part in parts:
+        of_one = ANSWERS_OF_ONE[part] if asked.unit == "answers" else 1
+        samples = round(asked.labels / len(parts) / of_one)
+        rows = create_preference_data(samples, kind=known_kind(part), label_noise=asked.noise, seed=seed)
+        config = FeedbackConfig(path="synthetic", max_tokens=128)
+        items += [item for number, row in enumerate(rows, 1) for item in parse(row, f"{part}, row {number}", config)]
+    return items
 
 
 def _tau(scored: Scored, rows: np.ndarray) -> float:

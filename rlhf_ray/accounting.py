@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rlhf_ray import metrics as names
-from rlhf_ray.ports import Metrics, Roles
+from rlhf_ray.ports import Metrics, Roles, Span
 from rlhf_ray.types import Prompt, Rollout
 
 
@@ -18,6 +18,7 @@ class StepClock:
     def __init__(self, roles: Roles) -> None:
         self._roles = roles
         self._seconds: dict[str, float] = {}
+        self._spans: dict[str, list[Span]] = {}
         self.start(0)
 
     def start(self, step: int) -> None:
@@ -28,20 +29,25 @@ class StepClock:
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         self._roles.journal.phase(self._step, phase)
-        began = time.monotonic()
+        began = time.time()
         yield
-        self._seconds[phase] = time.monotonic() - began
+        ended = time.time()
+        self._seconds[phase] = ended - began
+        self._spans.setdefault(f"loop: {phase}", []).append((began, ended))
 
     def metrics(self) -> Metrics:
         """Seconds of each phase, of the step so far, and the orchestration's own: the step minus the weight push and
         the time that the actors were busy. A commit counts in the line of the next step, which it precedes; scoring
-        that ran beside generation is not counted twice."""
-        total, busy = time.monotonic() - self._began, self._roles.busy()
-        inside = sum(seconds for role, seconds in busy.items() if role != "reward")
-        inside += min(self._seconds["score"], busy["reward"]) + self._seconds["push"]
-        seconds, self._seconds = self._seconds, {}
+        that ran beside generation, and generation that ran ahead, are counted as long as the loop waited."""
+        total, report = time.monotonic() - self._began, self._roles.busy()
+        self._roles.journal.spans(self._step, self._spans | {role: one.spans for role, one in report.items()})
+        busy = {role: one.seconds for role, one in report.items()}
+        waited = {"reward": self._seconds["score"], "rollout": self._seconds["generate"] + self._seconds["score"]}
+        inside = sum(min(seconds, waited.get(role, seconds)) for role, seconds in busy.items()) + self._seconds["push"]
+        seconds, self._seconds, self._spans = self._seconds, {}, {}
         return (
-            {names.TIME_PHASE.format(phase=phase): spent for phase, spent in seconds.items()}
+            self._roles.found()
+            | {names.TIME_PHASE.format(phase=phase): spent for phase, spent in seconds.items()}
             | {names.BUSY.format(role=role): spent for role, spent in busy.items()}
             | {names.TIME_STEP: total, names.TIME_OVERHEAD: total - inside}
         )
@@ -53,7 +59,12 @@ def in_order(prompts_P: Sequence[Prompt], rollouts: Iterable[Rollout]) -> tuple[
     `RuntimeError` if every score failed: there is nothing to learn from, and the first reason says why.
     """
     place = {prompt.id: i for i, prompt in enumerate(prompts_P)}
-    everything = sorted(rollouts, key=lambda rollout: (place[rollout.prompt.id], rollout.sample_index))
+
+    def order(rollout: Rollout) -> tuple[int, str, int]:
+        prompt = rollout.prompt.id
+        return place.get(prompt, len(place)), prompt, rollout.sample_index  # replacements of prompts come last
+
+    everything = sorted(rollouts, key=order)
     good = [rollout for rollout in everything if rollout.score is not None and rollout.score.error is None]
     bad = [rollout for rollout in everything if rollout.score is None or rollout.score.error is not None]
     if not good:

@@ -13,6 +13,10 @@ KL_PER_TOKEN = "kl/k1_per_token"  # mean over response tokens of old_logprobs - 
 KL_PER_SEQUENCE = "kl/k1_per_sequence"  # mean over responses of the sum over tokens, nats
 KL_COEF = "kl/coef"
 
+REPLACED_PROMPTS = "rollout/replaced_prompts"  # by dynamic sampling: all answers had the same reward, a count
+LAG_MEAN = "rollout/lag_mean"  # weight pushes between a response's first token and its use
+LAG_MAX = "rollout/lag_max"
+
 LENGTH_MEAN = "response/length_mean"  # tokens
 TRUNCATED = "response/truncated_fraction"
 ENTROPY = "policy/entropy"  # mean over response tokens, nats
@@ -20,7 +24,14 @@ ENTROPY = "policy/entropy"  # mean over response tokens, nats
 POLICY_LOSS = "policy/loss"
 POLICY_CLIP_FRACTION = "policy/clip_fraction"
 POLICY_KL_TO_OLD = "policy/kl_to_old"  # k3 per token, over the inner epochs
+FIRST_DRIFT = "policy/first_drift"  # mean |new - old| log-prob in the first minibatch, nats
+REUSED_LOGPROBS = "policy/reused_logprobs"  # 1 if this step's old log-probs are the engine's
+IMPORTANCE_MEAN = "importance/mean"  # p_old / p_engine of response tokens, after the cap
+IMPORTANCE_CUT = "importance/cut_fraction"  # tokens at the cap
 STEP_FRACTION = "policy/step_fraction"  # of TRPO: the share of the full step that its line search took
+
+COST_MEAN = "constraint/cost_mean"  # of the cost sources, per response
+MULTIPLIER = "constraint/multiplier"  # the price of a unit of cost in this step
 
 CRITIC_LOSS = "critic/loss"
 CRITIC_CLIP_FRACTION = "critic/clip_fraction"

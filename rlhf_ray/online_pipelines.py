@@ -32,6 +32,7 @@ from rlhf_ray.models.reward_model import load_tokenizer
 from rlhf_ray.rewards.functions import FunctionReward
 from rlhf_ray.rewards.rubric import Rubric, Source
 from rlhf_ray.types import Prompt, Rollout, Score
+from rlhf_ray.wrappers.wrapped import wrapped
 
 PromptLike = str | Sequence[Mapping[str, str]]
 """What the user said, or a conversation as `{"role", "content"}` dictionaries."""
@@ -122,7 +123,8 @@ class PolicyOptimizationPipeline:
         config = self._config.model_copy(update={"train": sizes})
         source = ShuffledPrompts(self._prompts(prompts), config.seed + done)
         pad = self._tokenizer.pad_token_id or 0
-        train(config, self._local.roles(source), self._algorithm, pad, self._progress)
+        roles = wrapped(config, self._local.roles(source), done + 1)
+        train(config, roles, self._algorithm, pad, self._progress)
         return self._local.journal.steps[done:]
 
     def train_step(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -18,6 +18,15 @@ from rlhf_ray.types import Batch, Prompt, Rollout
 Metrics = dict[str, float]
 State = dict[str, object]
 T = TypeVar("T")
+Span = tuple[float, float]
+"""Begin and end, in seconds since the epoch."""
+
+
+class Busy(NamedTuple):
+    """How long a role computed, and when: spans that are close to each other may be one."""
+
+    seconds: float
+    spans: list[Span]
 
 
 class PromptSource(Protocol):
@@ -99,6 +108,7 @@ class Journal(Protocol):
     def metrics(self, step: int, metrics: Metrics) -> None: ...
     def phase(self, step: int, name: str) -> None: ...
     def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None: ...
+    def spans(self, step: int, lanes: Mapping[str, Sequence[Span]]) -> None: ...
     def event(self, kind: str, sentence: str, **details: object) -> None: ...
     def commit(self, step: int, state: State, save: Callable[[Path], None]) -> Path:
         """Makes `checkpoints/step-N` durable in one atomic move; `save(folder)` writes the models' files.
@@ -125,10 +135,12 @@ class Roles:
     weights: WeightSync
     journal: Journal
     together: Together
-    busy: Callable[[], dict[str, float]]
-    """Seconds that each role computed since the last call."""
+    busy: Callable[[], dict[str, Busy]]
+    """What each role computed since the last call."""
     should_stop: Callable[[], bool]
     """True once somebody asked the run to end at the next step."""
+    found: Callable[[], Metrics] = dict
+    """What ports around other ports measured since the last call."""
 
     @property
     def learners(self) -> list[LearnerPort]:

@@ -23,7 +23,8 @@ class Sentinels:
     def check_batch(self, step: int, batch: Batch) -> Metrics:
         """Before the update: engine against learner, and at step 1 policy against reference. Returns what it measured;
         `RunError` on a breach if the config says abort."""
-        found = drift(batch)
+        # Of the engine's own log-probs the update knows the drift: `wrappers/old_logprobs.py`.
+        found = {} if batch.old_logprobs is batch.rollout_logprobs else drift(batch)
         if step == 1:
             old, ref = present(batch.old_logprobs, "old_logprobs"), present(batch.ref_logprobs, "ref_logprobs")
             found[names.REFERENCE_GAP] = float((old - ref)[batch.response_mask].abs().max())
@@ -32,7 +33,7 @@ class Sentinels:
 
     def check_update(self, step: int, metrics: Metrics) -> None:
         """After the update: the first ratio, missing gradients, skipped updates. `RunError` as above."""
-        before = (names.DRIFT_MEAN, names.REFERENCE_GAP)  # reported by `check_batch`
+        before = (names.DRIFT_MEAN, names.REFERENCE_GAP)  # `check_batch` or an event has said it
         self._report(step, {name: value for name, value in metrics.items() if name not in before})
 
     def _report(self, step: int, metrics: Metrics) -> None:

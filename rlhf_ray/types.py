@@ -45,18 +45,21 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A reward and what it is made of. `error` is set when scoring failed; the rollout is then quarantined."""
+    """A reward and what it is made of. `error` is set when scoring failed; the rollout is then quarantined. `cost` is
+    what a constrained algorithm keeps within its budget."""
 
     reward: float
     breakdown: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
+    cost: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """One sampled response.
 
-    `response_ids[t]` was sampled with log-probability `rollout_logprobs[t]` by the engine that held `policy_version`.
+    `response_ids[t]` was sampled with log-probability `rollout_logprobs[t]` by the engine that held `policy_version`;
+    if weights arrived meanwhile, `versions` has all versions with the number of tokens of each, in order.
     An end-of-sequence token that the policy sampled is part of `response_ids`; `text` leaves it out.
     """
 
@@ -67,7 +70,9 @@ class Rollout:
     text: str
     finish_reason: FinishReason
     policy_version: int
+    """At the first token."""
     score: Score | None = None
+    versions: tuple[tuple[int, int], ...] = ()
 
     @property
     def truncated(self) -> bool:
@@ -95,6 +100,7 @@ class Batch:
     rollout_logprobs: Float[Tensor, "B T"]
     rewards: Float[Tensor, " B"]
     truncated: Bool[Tensor, " B"]
+    costs: Float[Tensor, " B"] | None = None
 
     old_logprobs: Float[Tensor, "B T"] | None = None
     ref_logprobs: Float[Tensor, "B T"] | None = None

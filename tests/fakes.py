@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_ray import metrics as names
 from rlhf_ray.data.prompts import ShuffledPrompts
-from rlhf_ray.ports import Metrics, Roles, State
+from rlhf_ray.ports import Busy, Metrics, Roles, Span, State
 from rlhf_ray.types import Batch, Message, Prompt, Rollout, Score
 
 T = TypeVar("T")
@@ -152,6 +152,7 @@ class FakeJournal:
     said: list[tuple[str, str]] = field(default_factory=list)
     phases: list[tuple[int, str]] = field(default_factory=list)
     states: dict[int, State] = field(default_factory=dict)
+    lanes: dict[int, Mapping[str, Sequence[Span]]] = field(default_factory=dict)
 
     def metrics(self, step: int, metrics: Metrics) -> None:
         self.events.append(f"metrics {step}")
@@ -162,6 +163,9 @@ class FakeJournal:
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
         self.tables[step] = list(rollouts)
+
+    def spans(self, step: int, lanes: Mapping[str, Sequence[Span]]) -> None:
+        self.lanes[step] = lanes
 
     def event(self, kind: str, sentence: str, **details: object) -> None:
         self.said.append((kind, sentence))
@@ -200,7 +204,7 @@ class World:
             journal=self.journal,
             together=in_turn,
             busy=lambda: dict.fromkeys(
-                ("policy", *(["critic"] if self.critic else []), "rollout", "reference", "reward"), 0.0
+                ("policy", *(["critic"] if self.critic else []), "rollout", "reference", "reward"), Busy(0.0, [])
             ),
             should_stop=lambda: self.stop_after is not None and f"generate {self.stop_after} " in " ".join(self.events),
         )

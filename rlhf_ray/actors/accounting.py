@@ -48,11 +48,10 @@ class UpdateAccount:
         self._missing |= set(report.missing)
 
     def metrics(self, role: str) -> Metrics:
-        """Means over the minibatches (the first ratio: of the first), counts, and the sentinels."""
+        """Means over the minibatches (first ratio and drift: of the first), counts, and the sentinels."""
         done = self._minibatches
         out = {key: sum(m[key] for m in done) / len(done) for key in (done[0] if done else {})}
-        if names.FIRST_RATIO in out:
-            out[names.FIRST_RATIO] = done[0][names.FIRST_RATIO]
+        out |= {key: done[0][key] for key in (names.FIRST_RATIO, names.FIRST_DRIFT) if key in out}
         out[names.GRAD_NORM.format(role=role)] = sum(self._norms) / max(1, len(self._norms))
         out[names.UPDATES.format(role=role)] = float(len(self._norms))
         out[names.SKIPPED_UPDATES.format(role=role)] = float(self._skipped)

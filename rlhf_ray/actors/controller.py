@@ -26,6 +26,7 @@ from rlhf_ray.ports import Roles
 from rlhf_ray.rundir.commit import replace_file
 from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.types import Prompt
+from rlhf_ray.wrappers.wrapped import wrapped
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ class Controller:
         roles.weights.push(progress.version)
         self._spent["start"] = time.monotonic() - self._began
         before = self._before(roles, heldout, pad, progress)
-        train(config, roles, algorithm, pad, progress)
+        train(config, wrapped(config, roles, progress.step + 1), algorithm, pad, progress)
         after = self._evaluate(roles, heldout, pad, "after") if before and not self._stopping else None
         summary = self._summary(progress, before, after)
         for group in self._groups:

@@ -13,8 +13,10 @@ from rlhf_ray.config import RewardConfig
 from rlhf_ray.models.causal_lm import CausalLM, load_causal_lm
 from rlhf_ray.models.device import compute_dtype, device
 from rlhf_ray.models.reward.scorer import RewardScorer
-from rlhf_ray.rewards.base import ModelRewardConfig, RewardSourceConfig
+from rlhf_ray.ports import Busy
+from rlhf_ray.rewards.base import ModelRewardConfig, OverlongRewardConfig, RewardSourceConfig
 from rlhf_ray.rewards.functions import FunctionReward, load_function
+from rlhf_ray.rewards.overlong import Overlong
 from rlhf_ray.rewards.rubric import Rubric, Source
 from rlhf_ray.types import Batch, Rollout
 
@@ -30,8 +32,8 @@ class ReferenceActor:
     def ping(self) -> None:
         """Answers once the model is loaded."""
 
-    def busy(self) -> float:
-        """Seconds computed since the last call."""
+    def busy(self) -> Busy:
+        """What was computed since the last call."""
         return self._watch.take()
 
     def logprobs(self, batch: Batch, microbatches: Sequence[Tensor], temperature: float | None) -> list[Tensor]:
@@ -53,13 +55,14 @@ class RewardActor:
         torch.set_num_threads(threads)
         self._watch = Stopwatch()
         pairs = zip(config.sources, folders, strict=True)
-        self._rubric = Rubric([(source.name, source.weight, make_source(source, folder)) for source, folder in pairs])
+        sources = [(source.name, source.weight, make_source(source, folder)) for source, folder in pairs]
+        self._rubric = Rubric(sources, [source.name for source in config.sources if source.cost])
 
     def ping(self) -> None:
         """Answers once the models are loaded."""
 
-    def busy(self) -> float:
-        """Seconds computed since the last call."""
+    def busy(self) -> Busy:
+        """What was computed since the last call."""
         return self._watch.take()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -86,4 +89,6 @@ def make_source(config: RewardSourceConfig, folder: Path | None) -> Source:
         if folder is None:
             raise ValueError(f"reward source {config.name}: its model folder has not been resolved")
         return LearnedReward(folder)
+    if isinstance(config, OverlongRewardConfig):
+        return Overlong(config.max_tokens, config.buffer)
     return FunctionReward(load_function(config.path))

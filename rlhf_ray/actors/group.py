@@ -16,7 +16,7 @@ from rlhf_ray.actors.inbox import Command, Inbox, LearnerSpec, train_loop
 from rlhf_ray.config import LearnerConfig
 from rlhf_ray.data.batching import rows_together
 from rlhf_ray.errors import RunError
-from rlhf_ray.ports import Metrics
+from rlhf_ray.ports import Busy, Metrics
 from rlhf_ray.types import Batch
 
 _POLL_S = 5.0
@@ -43,7 +43,7 @@ class LearnerGroup:
         self.world_size = config.num_workers
         self._deadline_s = deadline_s
         self._ended: str | None = None
-        self._busy_s = 0.0
+        self._busy = Busy(0.0, [])
         self.inbox: Any = ray.remote(Inbox).options(name=f"{role}:{run_dir.name}", num_cpus=0).remote(
             config.num_workers, state
         )
@@ -83,7 +83,9 @@ class LearnerGroup:
         if answers[0].error is not None:
             raise RunError(f"{self.role} failed at '{name}': {answers[0].error}")
         if name in _COMPUTE:
-            self._busy_s += max(answer.seconds for answer in answers)
+            slowest = max(answers, key=lambda answer: answer.seconds)
+            spans = [*self._busy.spans, (slowest.ended - slowest.seconds, slowest.ended)]
+            self._busy = Busy(self._busy.seconds + slowest.seconds, spans)
         return [answer.value for answer in answers]
 
     def call(self, name: str, *arguments: object, mutates: bool = False) -> list[Any]:
@@ -99,10 +101,10 @@ class LearnerGroup:
         joins: int = ray.get(self.inbox.incarnation.remote())
         return joins
 
-    def busy(self) -> float:
-        """Seconds that the slowest rank computed since the last call."""
-        seconds, self._busy_s = self._busy_s, 0.0
-        return seconds
+    def busy(self) -> Busy:
+        """What the slowest rank computed since the last call."""
+        found, self._busy = self._busy, Busy(0.0, [])
+        return found
 
     def committed(self, state: Path) -> None:
         """A rebuilt group starts from `state` from now on."""

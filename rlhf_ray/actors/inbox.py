@@ -35,6 +35,7 @@ class Answer:
     value: object = None
     error: str | None = None
     seconds: float = 0.0
+    ended: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ def _execute(learner: object, command: Command) -> Answer:
     began = time.monotonic()
     try:
         value = getattr(learner, command.name)(*arguments)
-        return Answer(value=value, seconds=time.monotonic() - began)
+        return Answer(value=value, seconds=time.monotonic() - began, ended=time.time())
     except Exception as error:  # the fault-tolerance seam: the error travels to the caller, the learner lives on
         return Answer(error=_describe(error))
 

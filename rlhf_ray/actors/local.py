@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rlhf_ray.config import RunConfig
 from rlhf_ray.data.batching import microbatches, rows_together
 from rlhf_ray.models.causal_lm import unwrapped
 from rlhf_ray.models.device import backend
-from rlhf_ray.ports import Metrics, PromptSource, Roles, State
+from rlhf_ray.ports import Busy, Metrics, PromptSource, Roles, Span, State
 from rlhf_ray.rewards.rubric import Rubric
 from rlhf_ray.types import Batch, Prompt, Rollout
 
@@ -59,7 +59,7 @@ class LocalRoles:
             weights=self,
             journal=self.journal,
             together=in_turn,
-            busy=lambda: {"reward": 0.0},
+            busy=lambda: {"reward": Busy(0.0, [])},
             should_stop=lambda: False,
         )
 
@@ -193,6 +193,9 @@ class MemoryJournal:
         """Nobody watches."""
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """Not kept."""
+
+    def spans(self, step: int, lanes: Mapping[str, Sequence[Span]]) -> None:
         """Not kept."""
 
     def event(self, kind: str, sentence: str, **details: object) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlhf_ray.data.batching import microbatches, rows_together
 from rlhf_ray.errors import RunError
+from rlhf_ray.ports import Busy
 from rlhf_ray.types import Batch, Prompt, Rollout
 
 _SCORE_CHUNK = 8
@@ -39,10 +40,10 @@ class Pool:
         references = [getattr(actor, doing).remote(*arguments) for actor in self.actors]
         return [self.get(reference, i, doing) for i, reference in enumerate(references)]
 
-    def busy(self) -> float:
-        """Seconds that the busiest replica computed since the last call."""
-        seconds: float = max(self.all("busy"))
-        return seconds
+    def busy(self) -> Busy:
+        """The seconds of the busiest replica since the last call, and the spans of all."""
+        found: list[Busy] = self.all("busy")
+        return Busy(max(one.seconds for one in found), sorted(span for one in found for span in one.spans))
 
 
 class RolloutPool(Pool):

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from rlhf_ray.actors.request import Request
 from rlhf_ray.actors.stopwatch import Stopwatch
 from rlhf_ray.actors.vllm_engine import EngineSpec, make_engine
+from rlhf_ray.ports import Busy
 from rlhf_ray.types import Prompt, Rollout
 from rlhf_ray.weight_sync.broadcast import Rendezvous
 from rlhf_ray.weight_sync.bucket import Bucket, WeightPushError
@@ -37,8 +39,8 @@ class RolloutActor:
         """The number of tensor-parallel workers, once the engine is ready."""
         return self._spec.rollout.tensor_parallel
 
-    def busy(self) -> float:
-        """Seconds that the engine stepped since the last call."""
+    def busy(self) -> Busy:
+        """When the engine stepped since the last call."""
         return self._watch.take()
 
     def join(self, meeting: Rendezvous, first_rank: int, buckets: Sequence[Bucket]) -> None:
@@ -55,7 +57,8 @@ class RolloutActor:
             except Exception as error:
                 self._reason = f"the push of version {version} failed: {error}"
                 raise WeightPushError(self._reason) from error
-            self._engine.reset_prefix_cache()
+            # Requests that are under way keep their tokens; what they attend to is computed again.
+            self._engine.reset_prefix_cache(reset_running_requests=True)
             self._version = version
             return int(counts[0])
 
@@ -65,15 +68,18 @@ class RolloutActor:
         self, prompts_P: Sequence[Prompt], num_samples: int, seed: tuple[object, ...]
     ) -> Iterator[list[Rollout]]:
         """Lists of rollouts as they finish. The samples of a prompt share its cached prefix; each has its own seed."""
-        waiting: dict[str, tuple[Prompt, int]] = {}
+        waiting: dict[str, Request] = {}
         for prompt, sample in itertools.product(prompts_P, range(num_samples)):
             request = str(next(self._numbers))
-            waiting[request] = (prompt, sample)
+            waiting[request] = Request(prompt, sample)
             self._on_engine(lambda r=request, p=prompt, s=sample: self._add(r, p, request_seed(*seed, p.id, s)))  # type: ignore[misc]  # defaults bind the loop variables
         while waiting:
-            done = [output for output in self._on_engine(self._step) if output.finished]
+            version, outputs = self._on_engine(self._step)
+            for output in outputs:
+                waiting[output.request_id].note(version, output)
+            done = [output for output in outputs if output.finished]
             if done:
-                yield [self._rollout(output, *waiting.pop(output.request_id)) for output in done]
+                yield [waiting.pop(output.request_id).rollout(output) for output in done]
 
     def _add(self, request: str, prompt: Prompt, seed: int) -> None:
         from vllm import SamplingParams
@@ -87,26 +93,12 @@ class RolloutActor:
         )
         self._engine.add_request(request, {"prompt_token_ids": list(prompt.token_ids)}, sampling)
 
-    def _step(self) -> list[Any]:
+    def _step(self) -> tuple[int, list[Any]]:
         if self._version is None:
             raise WeightPushError(f"this engine has no valid weights: {self._reason}")
         with self._watch:
             outputs: list[Any] = self._engine.step()
-        return outputs
-
-    def _rollout(self, output: Any, prompt: Prompt, sample: int) -> Rollout:
-        answer = output.outputs[0]
-        ids = tuple(answer.token_ids)
-        assert self._version is not None  # `_step` has checked it
-        return Rollout(
-            prompt=prompt,
-            sample_index=sample,
-            response_ids=ids,
-            rollout_logprobs=tuple(step[token].logprob for step, token in zip(answer.logprobs, ids, strict=True)),
-            text=answer.text,
-            finish_reason="stop" if answer.finish_reason == "stop" else "length",
-            policy_version=self._version,
-        )
+        return self._version, outputs
 
     def _on_engine(self, work: Callable[[], T]) -> T:
         return self._thread.submit(work).result()

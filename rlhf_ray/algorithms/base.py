@@ -29,6 +29,8 @@ class AlgorithmConfig(Strict):
     unit_name: ClassVar[str] = "rollouts"
     needs_whole_weights: ClassVar[bool] = False
     """Whether the policy's update differentiates outside DeepSpeed, twice."""
+    constrained: ClassVar[bool] = False
+    """Whether it keeps the costs of responses within a budget."""
     min_samples: ClassVar[int] = 1
     """The fewest samples a prompt that say anything."""
 

@@ -15,6 +15,7 @@ from rlhf_ray import metrics as names
 from rlhf_ray.algorithms import ops
 from rlhf_ray.algorithms.aggregation import loss_weights
 from rlhf_ray.algorithms.base import kl_to_reference
+from rlhf_ray.algorithms.importance import importance_metrics, truncated_importance
 from rlhf_ray.algorithms.kl import KLController
 from rlhf_ray.algorithms.policy_gradient_config import PolicyGradientConfig
 from rlhf_ray.algorithms.report import LossReport, surrogate_report
@@ -59,6 +60,10 @@ class PolicyGradient(abc.ABC, Generic[Config]):
             rewards = rewards - self.kl_coef * torch.where(batch.response_mask, ops.k1(old, ref), 0.0)
         estimated, found = self.estimate(batch, rewards, prompts)
         advantages = torch.where(batch.loss_mask, present(estimated.advantages, "advantages"), 0.0)
+        if self.config.importance is not None:  # every loss is proportional to a positive factor of its advantage
+            cap = self.config.importance_cap
+            weights = truncated_importance(batch, self.config.importance, cap)
+            advantages, found = advantages * weights, found | importance_metrics(batch, weights, cap)
         metrics = kl_to_reference(batch) | {names.KL_COEF: self.kl_coef} | found
         if adapt:
             self._controller.update(metrics[names.KL_PER_SEQUENCE], len(batch))

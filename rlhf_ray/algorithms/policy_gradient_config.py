@@ -29,6 +29,13 @@ class PolicyGradientConfig(AlgorithmConfig):
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
     """Null: k1 in the reward, k2 in the loss. In the loss k3 has the value of k3 and the gradient of k2."""
     kl_coef: Annotated[float, Field(ge=0)] = 0.05
+    old_logprobs: Literal["learner", "engine"] = "learner"
+    """Who says what the sampling policy gave to each token: the learner, in a pass of its own, or the engine, while it
+    differs from the learner by less than `sentinels.rollout_drift_mean` (a switch is an event)."""
+    importance: Literal["token", "sequence"] | None = None
+    """Weigh what was sampled by the ratio of the learner's old policy to the engine's, of each token or of the whole
+    response, cut off at `importance_cap`; null: 1."""
+    importance_cap: PositiveFloat = 2.0
     max_kl_to_old: PositiveFloat | None = None
     """Stop the inner epochs when the mean k3 to the rollout-time policy passes this (nats per token)."""
 

@@ -78,6 +78,7 @@ def surrogate_report(
         names.POLICY_CLIP_FRACTION: (weights * clipped).sum(),
         names.POLICY_KL_TO_OLD: (weights * ops.k3(old, new)).sum(),
         names.ENTROPY: (weights * entropy).sum(),
+        names.FIRST_DRIFT: (weights * (new - old).abs()).sum(),
     }
     deviation = torch.expm1(ops.log_ratio(new, old)).abs()
     peak = deviation.max() if deviation.numel() else torch.zeros_like(loss)

@@ -37,6 +37,8 @@ class TRPOConfig(PPOConfig):
     def _one_step(self) -> TRPOConfig:
         if self.num_epochs * self.num_minibatches != 1:
             raise ValueError("trpo takes one step on the whole batch: set num_epochs and num_minibatches to 1")
+        if self.old_logprobs == "engine":
+            raise ValueError("trpo measures its step against the learner's own log-probs: set old_logprobs = learner")
         return self
 
     def make(self) -> TRPO:

@@ -12,13 +12,15 @@ from rlhf_ray.algorithms.dpo import OnlineDPOConfig
 from rlhf_ray.algorithms.grpo import GRPOConfig
 from rlhf_ray.algorithms.gspo import GSPOConfig
 from rlhf_ray.algorithms.ppo import PPOConfig
+from rlhf_ray.algorithms.ppo_lagrangian import PPOLagrangianConfig
 from rlhf_ray.algorithms.reinforce import REINFORCEConfig
 from rlhf_ray.algorithms.reinforce_pp import REINFORCEPlusPlusBaselineConfig, REINFORCEPlusPlusConfig
 from rlhf_ray.algorithms.rloo import RLOOConfig
 from rlhf_ray.algorithms.trpo import TRPOConfig
 from rlhf_ray.config.common import DeepSpeedConfig, Fraction, LoraConfig, ModelConfig, Name, PlacementConfig
+from rlhf_ray.config.online_checks import inconsistencies
 from rlhf_ray.data.prompts import PromptsConfig
-from rlhf_ray.rewards.base import RewardSourceConfig, TruncatedConfig
+from rlhf_ray.rewards.base import ModelRewardConfig, RewardSourceConfig, TruncatedConfig
 from rlhf_ray.strict import Strict
 
 
@@ -59,14 +61,29 @@ class FrozenConfig(Strict):
 
 
 class RewardConfig(FrozenConfig):
-    """Where rewards come from. The reward is the weighted sum of the sources."""
+    """Where rewards come from. The reward is the weighted sum of the sources that are no costs."""
 
     sources: Annotated[tuple[RewardSourceConfig, ...], Field(min_length=1)]
     truncated: TruncatedConfig = TruncatedConfig()
 
+    @model_validator(mode="after")
+    def _sound(self) -> RewardConfig:
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two sources have the same name in {names}: give each its own `name`")
+        if all(source.cost for source in self.sources):
+            raise ValueError("every source is a cost: at least one must be a reward")
+        models = [source for source in self.sources if isinstance(source, ModelRewardConfig)]
+        if models and models[0].cost and not all(source.cost for source in models):
+            raise ValueError("list the reward model before the cost model: a critic may start from the first one")
+        return self
+
+
+_BIASED = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
+
 
 class RolloutConfig(Strict):
-    """The vLLM engines and how they sample. top-p and top-k are absent on purpose: they bias the log-probabilities."""
+    """The vLLM engines and how they sample: by temperature alone."""
 
     engines: PositiveInt = 1
     cpus: Fraction = 1.0
@@ -81,12 +98,32 @@ class RolloutConfig(Strict):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.5
     push_bucket_mib: PositiveInt = 32
 
+    @model_validator(mode="before")
+    @classmethod
+    def _unbiased(cls, section: object) -> object:
+        biased = [name for name in _BIASED if isinstance(section, Mapping) and name in section]
+        if biased:
+            raise ValueError(
+                f"{biased[0]} would sample from another distribution than the one whose log-probabilities are trained; "
+                "remove it, and shape sampling by temperature"
+            )
+        return section
+
+
+class DynamicSamplingConfig(Strict):
+    """Replace prompts whose answers all have the same reward, in at most `max_rounds` rounds of generation a step."""
+
+    max_rounds: Annotated[int, Field(ge=2)] = 8
+
 
 class TrainConfig(Strict):
     """The size of a run."""
 
     num_steps: PositiveInt = 10
     prompts_per_step: PositiveInt = 16
+    max_lag: Annotated[int, Field(ge=0)] = 0
+    """The most weight pushes between a response's first token and its use; 0: generation waits for every push."""
+    dynamic_sampling: DynamicSamplingConfig | None = None
     checkpoint_every: PositiveInt = 10
     """Steps between commits; the last step always commits."""
     keep_checkpoints: PositiveInt = 2
@@ -113,6 +150,7 @@ def _ppo_unless_said(section: object) -> object:
 
 AlgorithmConfig = Annotated[
     PPOConfig
+    | PPOLagrangianConfig
     | TRPOConfig
     | GRPOConfig
     | RLOOConfig
@@ -173,54 +211,11 @@ class RunConfig(Strict):
         return self.critic.policy_freeze_steps if self.algorithm.needs_critic else 0
 
     @model_validator(mode="after")
-    def _arithmetic(self) -> RunConfig:
-        problems = self._size_problems()
-        for role, learner in self.learners.items():
-            if learner.num_workers > 1 and learner.gpus_per_worker % 1:
-                problems.append(
-                    f"{role}.gpus_per_worker = {learner.gpus_per_worker}: ranks cannot share a GPU; use 0 or 1"
-                )
-        if self.rollout.tensor_parallel > 1 and self.rollout.gpus != 1:
-            problems.append("rollout.tensor_parallel above 1 needs rollout.gpus = 1: one whole GPU for each rank")
-        if (self.rollout.gpus > 0) != (self.policy.gpus_per_worker > 0):
-            problems.append("rollout.gpus and policy.gpus_per_worker must both be 0 or both be above 0")
-        if self.algorithm.needs_whole_weights and self.policy.deepspeed.zero_stage == 3:
-            problems.append(f"algorithm.type = {self.algorithm.type} needs policy.deepspeed.zero_stage 0, 1 or 2")
-        if self.algorithm.needs_whole_weights and self.policy.gradient_checkpointing:
-            problems.append(f"algorithm.type = {self.algorithm.type} needs policy.gradient_checkpointing: false")
-        if self.policy_freeze_steps >= self.train.num_steps:
-            problems.append("critic.policy_freeze_steps must be smaller than train.num_steps")
+    def _consistent(self) -> RunConfig:
+        problems = inconsistencies(self)
         if problems:
             raise ValueError("; ".join(problems))
         return self
-
-    def _size_problems(self) -> list[str]:
-        problems, algorithm = [], self.algorithm
-        rollouts, units, of_what = self.rollouts_per_step, self.units_per_step, self.algorithm.unit_name
-        if self.rollout.samples_per_prompt < algorithm.min_samples:
-            problems.append(
-                f"rollout.samples_per_prompt = {self.rollout.samples_per_prompt}: algorithm.type = {algorithm.type} "
-                f"compares answers to the same prompt and needs at least {algorithm.min_samples}"
-            )
-        if units % algorithm.num_minibatches:
-            samples = " x rollout.samples_per_prompt" if algorithm.unit == 1 else ""
-            problems.append(
-                f"train.prompts_per_step{samples} = {units} {of_what} do not divide into "
-                f"algorithm.num_minibatches = {algorithm.num_minibatches} equal minibatches"
-            )
-        else:
-            problems += [
-                f"a minibatch of {self.minibatch_size} {of_what} does not divide over "
-                f"{role}.num_workers = {learner.num_workers} ranks"
-                for role, learner in self.learners.items()
-                if self.minibatch_size % learner.num_workers
-            ]
-        if algorithm.kl_target is not None and 0.2 * rollouts >= algorithm.kl_horizon:
-            problems.append(
-                f"algorithm.kl_horizon = {algorithm.kl_horizon} sequences is too short for {rollouts} rollouts a "
-                "step: the controller could reach 0 in one step; take some fifty times the rollouts"
-            )
-        return problems
 
     def arithmetic(self) -> str:
         """The derived sizes in one line, printed before anything starts."""

@@ -43,7 +43,8 @@ def collate(
         response_mask[row, start:end] = True
         rollout_logprobs[row, start:end] = torch.tensor(rollout.rollout_logprobs)
     truncated = torch.tensor([rollout.truncated for rollout in rollouts])
-    rewards = torch.tensor([rollout.score.reward for rollout in rollouts if rollout.score is not None])
+    scores = [rollout.score for rollout in rollouts if rollout.score is not None]
+    rewards = torch.tensor([score.reward for score in scores])
     return Batch(
         token_ids=token_ids,
         attention_mask=attention_mask,
@@ -52,6 +53,7 @@ def collate(
         rollout_logprobs=rollout_logprobs,
         rewards=rewards - penalty * truncated if truncated_mode == "penalize" else rewards,
         truncated=truncated,
+        costs=torch.tensor([score.cost for score in scores]),
     )
 
 

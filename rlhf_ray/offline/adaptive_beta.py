@@ -41,13 +41,17 @@ def make_controller(method: DPOConfig) -> Controller | None:
 
 
 class BetaProbe:
-    """Feeds `controller` (a KL once a step, a gap once a microbatch) and puts its beta into `trainer`."""
+    """Feeds `controller` (a KL once a step, a gap once a microbatch) and puts its beta into `trainer`.
 
-    def __init__(self, trainer: Any, controller: Controller) -> None:
-        self._trainer, self._controller = trainer, controller
+    The KL of a step is that per token times `answer_tokens`, the mean length of all answers: batches are of like
+    length, and their own KL per sequence goes up and down with it.
+    """
+
+    def __init__(self, trainer: Any, controller: Controller, answer_tokens: float) -> None:
+        self._trainer, self._controller, self._answer_tokens = trainer, controller, answer_tokens
         self._policy: Any = None
         self._hidden: list[Tensor] = []
-        self._kls: list[float] = []
+        self._kl_and_tokens: list[Tensor] = []
         policy = unwrapped(trainer.model)
         self._heads = [policy.get_output_embeddings()] * 2  # type: ignore[operator]  # transformers' method
         if trainer.ref_model is not None:
@@ -75,12 +79,13 @@ class BetaProbe:
             return
         answered = inputs["labels"][:, 1:] != -100
         if isinstance(self._controller, KLTarget):
-            self._kls.append(self._mean(self._kl(answered)))
+            self._kl_and_tokens.append(torch.stack([self._kl(answered), answered.sum()]))
             if self._trainer.accelerator.sync_gradients:  # the last microbatch of the step
-                self._controller.observe(sum(self._kls) / len(self._kls))
-                self._kls.clear()
+                kl, tokens = self._reduced(sum(self._kl_and_tokens), "sum")
+                self._controller.observe(float(kl / tokens) * self._answer_tokens)
+                self._kl_and_tokens.clear()
         else:
-            self._controller.observe(self._mean(self._gap(output.log_probs, answered)))
+            self._controller.observe(float(self._reduced(self._gap(output.log_probs, answered).mean(), "mean")))
         self._trainer.beta = self._controller.beta
         self._policy = None
         self._hidden.clear()
@@ -93,16 +98,13 @@ class BetaProbe:
 
     @torch.no_grad()
     def _kl(self, answered: Tensor) -> Tensor:
-        """Exact KL of the next-token distributions, summed over each answer's tokens: `[2B]`, nats."""
+        """Exact KL of the next-token distributions, summed over the tokens of all answers: a scalar, nats."""
         policy, reference = (hidden[:, :-1][answered].split(_TOKENS) for hidden in self._hidden)
         head, reference_head = self._heads
-        per_token = torch.cat(
-            [full_kl(head(p), reference_head(r)) for p, r in zip(policy, reference, strict=True)]
-        )
-        spread = torch.zeros(answered.shape, dtype=per_token.dtype, device=per_token.device)
-        per_answer: Tensor = spread.masked_scatter(answered, per_token).sum(dim=1)
-        return per_answer
+        parts = [full_kl(head(p), reference_head(r)).sum() for p, r in zip(policy, reference, strict=True)]
+        return torch.stack(parts).sum()
 
-    def _mean(self, values: Tensor) -> float:
-        """Over the batch and all ranks."""
-        return float(self._trainer.accelerator.reduce(values.float().mean(), "mean").item())
+    def _reduced(self, values: Any, how: str) -> Tensor:
+        """Over all ranks."""
+        reduced: Tensor = self._trainer.accelerator.reduce(values.float(), how)
+        return reduced

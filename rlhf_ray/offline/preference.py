@@ -131,7 +131,7 @@ class CommittedDPO(Committed, DPOTrainer):
         controller = make_controller(method)
         if controller is not None:
             self.setup.controllers["beta"] = controller
-            self._probe = BetaProbe(self, controller)
+            self._probe = BetaProbe(self, controller, _answer_tokens(self.train_dataset))
 
     def _prepare_dataset(self, dataset: Any, *arguments: Any, **keywords: Any) -> Any:
         return dataset  # tokenized before the group started
@@ -140,6 +140,11 @@ class CommittedDPO(Committed, DPOTrainer):
         if self._method.reference == "none":  # its columns are there, and 0
             return dataset
         return super()._precompute_ref_logps(dataset, *arguments, **keywords)
+
+
+def _answer_tokens(pairs: Any) -> float:
+    """Mean length of chosen and rejected answers."""
+    return sum(len(ids) for name in ("chosen_ids", "rejected_ids") for ids in pairs[name]) / (2 * len(pairs))
 
 
 class CommittedKTO(Committed, KTOTrainer):

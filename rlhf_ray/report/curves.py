@@ -28,11 +28,12 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One pair of axes. `pairs` is two markers joined, one pair an x; `bar` is stacked; `dots` are not joined."""
+    """One pair of axes. `pairs` is two markers joined, one pair an x; `bar` is stacked; `dots` are not joined;
+    `spans` draws each series as bars from end to end, at its height."""
 
     label: str
     series: list[Series]
-    kind: Literal["line", "bar", "pairs", "dots"] = "line"
+    kind: Literal["line", "bar", "pairs", "dots", "spans"] = "line"
     percent: bool = False
 
 

@@ -23,6 +23,7 @@ from rlhf_ray.report.facts import (
 )
 from rlhf_ray.report.files import RunFiles
 from rlhf_ray.report.online_curves import build_charts
+from rlhf_ray.report.timeline import timeline, write_trace
 from rlhf_ray.rundir.rollout_table import read_rollouts
 
 Values = Mapping[str, object]
@@ -49,13 +50,14 @@ def online_content(files: RunFiles) -> Content:
     before, after = _answers(files.path / "eval" / "before.parquet"), _answers(files.path / "eval" / "after.parquet")
     found, missing = tiles(files.summary, len(files.records))
     policy = files.summary.get("policy_dir")
+    write_trace(files.path)
     return Content(
         headline=headline(files.summary, len(files.records)),
         verdict=_verdict(files.summary, len({row["prompt_id"] for row in after})),
         tiles=found,
         missing=missing,
         absent_files=files.absent("eval/before.parquet", "eval/after.parquet"),
-        charts=build_charts(files.records, rewards_by_prompt(before, after)),
+        charts=[*build_charts(files.records, rewards_by_prompt(before, after)), *timeline(files.path)],
         columns=_COLUMNS,
         shares=time_shares(files.summary),
         model_dir=None if policy is None else str(policy),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt, model_validator
 
 from rlhf_ray.strict import Strict
 
@@ -16,6 +16,8 @@ class ModelRewardConfig(Strict):
     name: str = "model"
     path: str
     weight: float = 1.0
+    cost: bool = False
+    """Whether this is a cost with a budget (`algorithm.type: ppo_lagrangian`) and no part of the reward."""
 
 
 class FunctionRewardConfig(Strict):
@@ -25,9 +27,31 @@ class FunctionRewardConfig(Strict):
     name: str = "function"
     path: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
     weight: float = 1.0
+    cost: bool = False
 
 
-RewardSourceConfig = Annotated[ModelRewardConfig | FunctionRewardConfig, Field(discriminator="type")]
+class OverlongRewardConfig(Strict):
+    """A soft penalty of long responses (DAPO, arXiv 2503.14476, equation 13): 0 up to `max_tokens - buffer` tokens,
+    from there falling in a straight line to -1 at `max_tokens`."""
+
+    type: Literal["overlong"]
+    name: str = "overlong"
+    max_tokens: PositiveInt
+    """At most `rollout.max_new_tokens`."""
+    buffer: PositiveInt
+    weight: float = 1.0
+    cost: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _room(self) -> OverlongRewardConfig:
+        if self.buffer > self.max_tokens:
+            raise ValueError(f"buffer = {self.buffer} is longer than max_tokens = {self.max_tokens}: make it shorter")
+        return self
+
+
+RewardSourceConfig = Annotated[
+    ModelRewardConfig | FunctionRewardConfig | OverlongRewardConfig, Field(discriminator="type")
+]
 
 
 class TruncatedConfig(Strict):

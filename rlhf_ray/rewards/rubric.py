@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from rlhf_ray.types import Rollout, Score
@@ -16,10 +16,10 @@ class Source(Protocol):
 
 
 class Rubric:
-    """The weighted sum of named sources."""
+    """The weighted sum of named sources, and apart from it that of `costs`, the names of some of them."""
 
-    def __init__(self, sources: Sequence[tuple[str, float, Source]]) -> None:
-        self._sources = list(sources)
+    def __init__(self, sources: Sequence[tuple[str, float, Source]], costs: Collection[str] = ()) -> None:
+        self._sources, self._costs = list(sources), frozenset(costs)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Score]:
         """A `Score` a rollout. One that any source could not score carries an error, never a made-up number."""
@@ -28,14 +28,15 @@ class Rubric:
         rows = [{name: column[i] for name, column in columns.items()} for i in range(len(rollouts))]
         return [self._combine(row, weights) for row in rows]
 
-    @staticmethod
-    def _combine(values: dict[str, float | Exception], weights: dict[str, float]) -> Score:
+    def _combine(self, values: dict[str, float | Exception], weights: dict[str, float]) -> Score:
         faults = {name: fault for name, value in values.items() if (fault := _fault(value))}
         good = {name: value for name, value in values.items() if name not in faults}
         parts = {name: float(value) for name, value in good.items() if not isinstance(value, Exception)}
         if faults:
             return Score(math.nan, parts, "; ".join(f"{name}: {fault}" for name, fault in faults.items()))
-        return Score(sum(weights[name] * value for name, value in parts.items()), parts)
+        weighted = {name: weights[name] * value for name, value in parts.items()}
+        cost = sum(value for name, value in weighted.items() if name in self._costs)
+        return Score(sum(value for name, value in weighted.items() if name not in self._costs), parts, cost=cost)
 
 
 def _fault(value: float | Exception) -> str | None:

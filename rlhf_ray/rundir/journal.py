@@ -1,6 +1,6 @@
 """The run directory: everything that a run leaves behind, written so that a crash loses at most the step under way.
 
-    config.yaml  manifest.json  metrics.jsonl  events.jsonl  summary.json  rollouts/step-000012.parquet
+    config.yaml  manifest.json  metrics.jsonl  events.jsonl  spans.jsonl  summary.json  rollouts/step-000012.parquet
     eval/before.parquet  eval/after.parquet  tensorboard/  checkpoints/step-000010/  report.html
 
 A step is named by the number of finished steps: `metrics(10, ...)` belongs to the step that `commit(10, ...)` commits.
@@ -26,7 +26,7 @@ from rlhf_ray.rundir.rollout_table import write_rollouts
 if TYPE_CHECKING:  # both load torch
     from torch.utils.tensorboard import SummaryWriter
 
-    from rlhf_ray.ports import Metrics, State
+    from rlhf_ray.ports import Metrics, Span, State
     from rlhf_ray.types import Rollout
 
 _RECORDS = 2000  # the live view polls every second or so; older ones are in the files
@@ -74,7 +74,8 @@ class RunDirectory:
         run = cls(path, committed, keep_checkpoints)
         try:
             keep_lines(path / "events.jsonl", lambda record: True)
-            keep_lines(path / "metrics.jsonl", lambda record: _step_of(record) <= run.committed_step)
+            for name in ("metrics.jsonl", "spans.jsonl"):
+                keep_lines(path / name, lambda record: _step_of(record) <= run.committed_step)
         except ValueError as error:
             raise UserError(f"{path}: {error}. Repair or remove that line, then use --resume again.") from error
         for table in (path / "rollouts").glob("step-*.parquet"):
@@ -112,6 +113,11 @@ class RunDirectory:
         """One line in `events.jsonl`. `details` are JSON values; anything else is written as its text."""
         extra = {name: finite(value) for name, value in details.items() if name not in ("time", "kind", "sentence")}
         self._write("event", {"time": time.time(), "kind": kind, "sentence": sentence, **extra}, "events.jsonl")
+
+    def spans(self, step: int, lanes: Mapping[str, Sequence[Span]]) -> None:
+        """One line in `spans.jsonl`: when each role computed and each phase ran, in seconds since the epoch."""
+        rounded = {lane: [[round(t, 4) for t in span] for span in spans] for lane, spans in lanes.items() if spans}
+        append_line(self.path / "spans.jsonl", {"step": step, "lanes": rounded})
 
     def phase(self, step: int, name: str) -> None:
         """Tells the live view what the run is doing now, for example `phase(3, "generate")`."""

@@ -22,7 +22,8 @@ SCHEMA = pa.schema(
         ("messages", pa.string()),  # JSON
         ("response", pa.string()),
         ("finish_reason", pa.string()),
-        ("policy_version", pa.int64()),
+        ("policy_version", pa.int64()),  # at the first token
+        ("versions", pa.string()),  # JSON: [[policy version, tokens sampled by it], ...], in order
         ("reward", pa.float64()),  # null where scoring failed or did not happen
         ("breakdown", pa.string()),  # JSON
         ("error", pa.string()),
@@ -41,8 +42,9 @@ def write_rollouts(path: Path, rollouts: Sequence[Rollout]) -> None:
 
 
 def read_rollouts(path: Path) -> list[dict[str, object]]:
-    """The rows of `path` as dictionaries with the columns of `SCHEMA`."""
-    rows: list[dict[str, object]] = pq.read_table(path, columns=SCHEMA.names).to_pylist()
+    """The rows of `path` as dictionaries with the columns of `SCHEMA`, as far as the file has them."""
+    names = [name for name in SCHEMA.names if name in pq.read_schema(path).names]
+    rows: list[dict[str, object]] = pq.read_table(path, columns=names).to_pylist()
     return rows
 
 
@@ -58,6 +60,7 @@ def _row(rollout: Rollout) -> dict[str, object]:
         "response": rollout.text,
         "finish_reason": rollout.finish_reason,
         "policy_version": rollout.policy_version,
+        "versions": json.dumps(rollout.versions or [[rollout.policy_version, len(rollout.response_ids)]]),
         "reward": None if score is None or score.error else score.reward,
         "breakdown": json.dumps(dict(score.breakdown) if score else {}, sort_keys=True),
         "error": score.error if score else None,

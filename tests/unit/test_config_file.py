@@ -121,7 +121,7 @@ def test_missing_keys_and_union_tags(tmp_path: Path) -> None:
     text = "name: x\nprompts: {path: p}\nreward: {sources: [{path: rm}, {type: modl, path: rm}, {type: function}]}"
     message = mistake(tmp_path, text)
     assert "reward.sources.0: 'type' is required and missing" in message
-    assert "reward.sources.1.type: must be one of 'model', 'function' (got 'modl')" in message
+    assert "reward.sources.1.type: must be one of 'model', 'function', 'overlong' (got 'modl')" in message
     assert "reward.sources.2.path: is required and missing" in message
 
 

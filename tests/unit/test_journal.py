@@ -135,6 +135,7 @@ def test_rollouts_come_back_with_every_column(tmp_path: Path) -> None:
         "response": "Hi",
         "finish_reason": "length",
         "policy_version": 4,
+        "versions": "[[4, 3]]",
         "reward": 1.5,
         "breakdown": "",
         "error": None,

@@ -1,0 +1,1 @@
+"""Ports around the ports of a run: the loop talks to them without knowing."""
