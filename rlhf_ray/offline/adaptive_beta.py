@@ -40,6 +40,16 @@ def make_controller(method: DPOConfig) -> Controller | None:
     return RewardGap(method.beta, asked.alpha, asked.momentum, asked.beta_range)
 
 
+def gradient_scale(method: DPOConfig, beta: float) -> float:
+    """What makes the gradient of `method.loss` at `beta` as large as at `method.beta`: it is proportional to beta if
+    the loss is a function of beta times the margin, and to 1 / beta if it is a square around 1 / beta. 1 for mixtures.
+    """
+    squares = {"ipo", "sppo_hard"}
+    if squares.issuperset(method.losses):
+        return beta / method.beta
+    return 1.0 if {*squares, "sft"}.intersection(method.losses) else method.beta / beta
+
+
 class BetaProbe:
     """Feeds `controller` (a KL once a step, a gap once a microbatch) and puts its beta into `trainer`.
 

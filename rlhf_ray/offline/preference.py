@@ -13,12 +13,13 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOConfig as ORPOArguments
 from trl.experimental.orpo import ORPOTrainer
 
+from rlhf_ray.algorithms.adaptive_beta import KLTarget
 from rlhf_ray.config import PreferenceConfig
 from rlhf_ray.config.offline import CPOConfig, DPOConfig, KTOConfig, ORPOConfig
 from rlhf_ray.data.convert import as_pairs, as_thumbs
 from rlhf_ray.data.encoding import Conversation, Encoder
 from rlhf_ray.evidence import Item, Pair, Thumb
-from rlhf_ray.offline.adaptive_beta import BetaProbe, make_controller
+from rlhf_ray.offline.adaptive_beta import BetaProbe, gradient_scale, make_controller
 from rlhf_ray.offline.arguments import lora_config
 from rlhf_ray.offline.committed import Committed
 from rlhf_ray.offline.setup import PolicySetup
@@ -132,6 +133,15 @@ class CommittedDPO(Committed, DPOTrainer):
         if controller is not None:
             self.setup.controllers["beta"] = controller
             self._probe = BetaProbe(self, controller, _answer_tokens(self.train_dataset))
+        self._steered = isinstance(controller, KLTarget)
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *others: Any, **more: Any) -> Any:
+        """TRL's loss. While a target KL steers beta, with the gradient of what does not grow with beta: Adam divides by
+        the size of past gradients, so that after a spell of large beta a small one would hardly move the policy."""
+        loss = super().compute_loss(model, inputs, return_outputs, *others, **more)
+        if not self._steered or return_outputs or not model.training:
+            return loss
+        return loss + (gradient_scale(self._method, self.beta) - 1) * (loss - loss.detach())
 
     def _prepare_dataset(self, dataset: Any, *arguments: Any, **keywords: Any) -> Any:
         return dataset  # tokenized before the group started

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 import socket
 import threading
@@ -175,6 +177,57 @@ def test_stop_and_truncation_are_told_apart(pair: tuple[RolloutActor, Sender]) -
             assert len(rollout.response_ids) == NEW_TOKENS and rollout.response_ids[-1] != eos
         else:
             assert rollout.response_ids[-1] == eos
+
+
+def test_a_push_in_the_middle_of_answers_keeps_them_and_the_rest_is_sampled_from_the_new_weights(
+    pair: tuple[RolloutActor, Sender],
+) -> None:
+    """Of every token the log-prob is that of the weights that its span names, on the whole text before it."""
+    actor, sender = pair
+    old = copy.deepcopy(sender.model)
+    _push(actor, sender, 50)
+    steps, step = itertools.count(), actor._step
+
+    def stepping() -> tuple[int, list[Any]]:
+        found = step()
+        if next(steps) == 4:
+            middle.set()
+            assert pushing.wait(30)  # the engine's thread takes the push next
+        return found
+
+    middle, pushing = threading.Event(), threading.Event()
+    answers: dict[str, Rollout] = {}
+    actor._step = stepping  # type: ignore[method-assign]  # stops at a known place
+    generating = threading.Thread(target=lambda: answers.update(_generate(actor, _prompts(6), samples=3, seed=9)))
+    try:
+        generating.start()
+        assert middle.wait(30)
+        _change(sender, 50)
+        sending = threading.Thread(target=sender.send, args=(51,))
+        sending.start()
+        loading = threading.Thread(target=actor.load_weights, args=(51,))
+        loading.start()
+        pushing.set()
+        for thread in (loading, sending, generating):
+            thread.join(60)
+    finally:
+        del actor._step  # type: ignore[attr-defined]  # the method is there again
+    models = {50: old, 51: sender.model}
+    both = [rollout for rollout in answers.values() if len(rollout.versions) == 2]
+    assert len(answers) == 18 and len(both) >= 6
+    for rollout in answers.values():
+        assert sum(count for _, count in rollout.versions) == len(rollout.response_ids)
+        assert rollout.policy_version == rollout.versions[0][0]
+        start, done = len(rollout.prompt.token_ids), 0
+        for version, count in rollout.versions:
+            place = slice(done, done + count)
+            with torch.no_grad():
+                whole = models[version](torch.tensor([[*rollout.prompt.token_ids, *rollout.response_ids]]))
+            logits = whole.logits[0, start - 1 : -1][place].float() / TEMPERATURE
+            picked = torch.tensor(rollout.response_ids[place])[:, None]
+            expected = torch.log_softmax(logits, -1).gather(-1, picked)[:, 0]
+            torch.testing.assert_close(torch.tensor(rollout.rollout_logprobs[place]), expected, atol=1e-4, rtol=1e-4)
+            done += count
 
 
 def test_a_push_of_the_wrong_version_leaves_the_engine_unusable_until_the_next_one(
