@@ -62,6 +62,7 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
     """
     import ray
 
+    from rlhf_ray.actors.build import free_places
     from rlhf_ray.actors.controller import Folders, make_controller
 
     began, run_dir = time.monotonic(), run_dir.resolve()
@@ -79,8 +80,11 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
             if resume:
                 accept_changes(run_dir, config)
             controller = make_controller(config, folders, run_dir, _threads(config))
-            summary = _watch(controller, config)
-            ray.kill(controller)
+            try:
+                summary = _watch(controller, config)
+            finally:
+                free_places(run_dir)
+                ray.kill(controller)
     summary |= {
         "seconds_total": time.monotonic() - began,
         "peak_rss_gib": memory.peak_gib,

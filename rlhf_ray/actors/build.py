@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import placement_group
+from ray.util.placement_group import (
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf_ray.actors.frozen import ReferenceActor, RewardActor
@@ -80,12 +85,23 @@ def build_pools(
     )
 
 
+def free_places(run_dir: Path) -> None:
+    """Gives the run's places back, and ends the actors in them: Ray keeps places until the driver ends."""
+    name = _place_name(run_dir)
+    if any(one["name"] == name and one["state"] != "REMOVED" for one in placement_group_table().values()):
+        remove_placement_group(get_placement_group(name))
+
+
+def _place_name(run_dir: Path) -> str:
+    return f"roles:{run_dir.name}"
+
+
 def _placer(config: RunConfig, run_dir: Path, needs: Sequence[dict[str, float]]) -> Place:
     """A maker of named actors. With `placement.mode: separate` each takes the next bundle of one placement group."""
     where: list[Any] = ["DEFAULT"] * len(needs)
     if config.placement.mode == "separate":
         bundles = [{name: amount for name, amount in need.items() if amount} for need in needs]
-        group = placement_group(bundles, strategy=config.placement.strategy)
+        group = placement_group(bundles, strategy=config.placement.strategy, name=_place_name(run_dir))
         if not group.wait(_PLACING_S):
             raise RunError(
                 f"placement: {config.placement.strategy} of {bundles} was not possible within {_PLACING_S:.0f} s on "
