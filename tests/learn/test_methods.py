@@ -46,11 +46,12 @@ def _vowels(prompt: str, answer: str) -> float:
     return share_of_vowels(prompt, answer, None)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_tiny_model_learns_to_write_vowels(tiny: Path, method: str) -> None:
-    steps = _pipeline(tiny, method).train_epoch(PROMPTS, STEPS)
+def test_a_tiny_model_learns_to_write_vowels(tiny: Path, method: str, seed: int) -> None:
+    steps = _pipeline(tiny, method, seed=seed).train_epoch(PROMPTS, STEPS)
     rewards = [step[names.REWARD_MEAN] for step in steps]
-    print(f"{method}:", " ".join(f"{reward:.2f}" for reward in rewards))
+    print(f"{method}, seed {seed}:", " ".join(f"{reward:.2f}" for reward in rewards))
     assert rewards[0] < 0.35, f"the toy task must start far from solved, not at {rewards[0]:.2f}"
     assert statistics.fmean(rewards[-3:]) > THRESHOLD, rewards
     assert max(step[names.DRIFT_MAX] for step in steps) < 1e-3, "the sampler and the learner disagree"
