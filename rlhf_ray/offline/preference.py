@@ -138,7 +138,7 @@ class CommittedDPO(Committed, DPOTrainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, *others: Any, **more: Any) -> Any:
         """TRL's loss. While a target KL steers beta, with the gradient of what does not grow with beta: Adam divides by
         the size of past gradients, so that after a spell of large beta a small one would hardly move the policy."""
-        loss = super().compute_loss(model, inputs, return_outputs, *others, **more)
+        loss = super().compute_loss(model, inputs, return_outputs, *others, **more)  # type: ignore[no-untyped-call]  # TRL
         if not self._steered or return_outputs or not model.training:
             return loss
         return loss + (gradient_scale(self._method, self.beta) - 1) * (loss - loss.detach())
