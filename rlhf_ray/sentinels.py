@@ -46,12 +46,21 @@ class Sentinels:
     def _breaches(self, metrics: Metrics) -> list[str]:
         said = []
         for name, bound, sentence in (
-            (names.FIRST_RATIO, self._first_ratio,
-             "before any update the policy already differs from its own old log-probs: the ratio is off by"),
-            (names.REFERENCE_GAP, self._reference_gap,
-             "before any update the policy and the reference disagree: their log-probs differ by"),
-            (names.DRIFT_MEAN, self._drift,
-             "vLLM and the learner disagree about the sampled tokens: their log-probs differ on average by"),
+            (
+                names.FIRST_RATIO,
+                self._first_ratio,
+                "before any update the policy already differs from its own old log-probs: the ratio is off by",
+            ),
+            (
+                names.REFERENCE_GAP,
+                self._reference_gap,
+                "before any update the policy and the reference disagree: their log-probs differ by",
+            ),
+            (
+                names.DRIFT_MEAN,
+                self._drift,
+                "vLLM and the learner disagree about the sampled tokens: their log-probs differ on average by",
+            ),
         ):
             if not metrics.get(name, 0.0) <= bound:  # so that NaN is a breach
                 said.append(f"{sentence} {metrics[name]:.2g}, the bound is {bound:.2g}")

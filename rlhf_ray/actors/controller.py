@@ -175,8 +175,6 @@ def make_controller(config: RunConfig, folders: Folders, run_dir: Path, threads:
     here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     return (
         ray.remote(Controller)
-        .options(
-            name=f"controller:{run_dir.name}", num_cpus=0, max_concurrency=4, runtime_env={"env_vars": here}
-        )
+        .options(name=f"controller:{run_dir.name}", num_cpus=0, max_concurrency=4, runtime_env={"env_vars": here})
         .remote(config, folders, run_dir, threads)
     )

@@ -44,8 +44,8 @@ class LearnerGroup:
         self._deadline_s = deadline_s
         self._ended: str | None = None
         self._busy = Busy(0.0, [])
-        self.inbox: Any = ray.remote(Inbox).options(name=f"{role}:{run_dir.name}", num_cpus=0).remote(
-            config.num_workers, state
+        self.inbox: Any = (
+            ray.remote(Inbox).options(name=f"{role}:{run_dir.name}", num_cpus=0).remote(config.num_workers, state)
         )
         spec = LearnerSpec(self.inbox, learner, arguments, threads)
         self._trainer = TorchTrainer(

@@ -75,9 +75,7 @@ class OnlineDPO:
         """Beta of the step whose pairs were made last; `policy_loss` of that step takes it."""
         return self._beta_of_step
 
-    def advantages(
-        self, batch: Batch, prompts: Int[Tensor, " B"], adapt: bool = True
-    ) -> tuple[Batch, Metrics]:
+    def advantages(self, batch: Batch, prompts: Int[Tensor, " B"], adapt: bool = True) -> tuple[Batch, Metrics]:
         """The pairs as rows: chosen, rejected, chosen, rejected, ..., one pair for each of the `prompts` that rows
         answer; and the step's KL, beta, and number of prompts without a preference.
 

@@ -43,9 +43,7 @@ def over_tokens(scores: Float[Tensor, " B"], mask: Bool[Tensor, "B T"]) -> Float
     return torch.where(mask, scores[:, None], 0.0)
 
 
-def returns_to_go(
-    rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], gamma: float
-) -> Float[Tensor, "B T"]:
+def returns_to_go(rewards: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], gamma: float) -> Float[Tensor, "B T"]:
     """The discounted sum of rewards from each token of the mask on; 0 elsewhere.
 
     Other tokens between them (a user's turn, a tool's output) are passed over: neither discounted nor read.

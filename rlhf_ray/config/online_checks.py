@@ -21,9 +21,7 @@ def _learner_problems(config: RunConfig) -> list[str]:
     problems = []
     for role, learner in config.learners.items():
         if learner.num_workers > 1 and learner.gpus_per_worker % 1:
-            problems.append(
-                f"{role}.gpus_per_worker = {learner.gpus_per_worker}: ranks cannot share a GPU; use 0 or 1"
-            )
+            problems.append(f"{role}.gpus_per_worker = {learner.gpus_per_worker}: ranks cannot share a GPU; use 0 or 1")
     if config.rollout.tensor_parallel > 1 and config.rollout.gpus != 1:
         problems.append("rollout.tensor_parallel above 1 needs rollout.gpus = 1: one whole GPU for each rank")
     if (config.rollout.gpus > 0) != (config.policy.gpus_per_worker > 0):

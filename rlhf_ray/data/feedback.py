@@ -221,9 +221,7 @@ def _refuse_unusable(config: FeedbackConfig, tally: _Tally) -> None:
 def _notes(tally: _Tally, shared: int) -> list[str]:
     notes = []
     if tally.bad:
-        notes.append(
-            f"{tally.bad} of {tally.rows} rows cannot be used and are left out, the first: {tally.reasons[0]}"
-        )
+        notes.append(f"{tally.bad} of {tally.rows} rows cannot be used and are left out, the first: {tally.reasons[0]}")
     if tally.ties:
         notes.append(f"{tally.ties} of {tally.comparisons} comparisons are ties")
     guessed = tally.shapes["implicit preference (text)"]

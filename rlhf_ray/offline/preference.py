@@ -193,4 +193,3 @@ class CommittedORPO(Committed, _Tokenized, ORPOTrainer):
 
 class CommittedCPO(Committed, _Tokenized, CPOTrainer):
     """CPO and SimPO."""
-

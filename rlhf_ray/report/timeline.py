@@ -36,7 +36,9 @@ def timeline(run_dir: Path) -> list[Chart]:
         shares.append(f"{lane} {sum(after - before for before, after in ends) / (end - start):.0%}")
     words = f"Steps {steps[0][0]} to {steps[-1][0]} took {end - start:.0f} s, of which each computed: "
     words += ", ".join(reversed(shares)) + "."
-    note = f"When each role computed, in the last steps. {TRACE} has all steps, for ui.perfetto.dev or chrome://tracing."
+    note = (
+        f"When each role computed, in the last steps. {TRACE} has all steps, for ui.perfetto.dev or chrome://tracing."
+    )
     panel = Panel("", rows, kind="spans")
     return [Chart("timeline", "Timeline of roles", note, "seconds", [panel], words, wide=True, x_kind="number")]
 

@@ -76,4 +76,3 @@ def _merged(source: _Source) -> Tensor:
         return weight
     delta: Tensor = source.layer.get_delta_weight("default")  # type: ignore[operator]  # peft's method
     return weight + delta.to(weight.dtype)
-

@@ -127,9 +127,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
 def _export(rank: int, tiny: Path, out: Path, ranks: int, stage: int) -> None:
     from rlhf_ray.actors.learner import PolicyLearner
 
-    learner = PolicyLearner(
-        run_config(tiny, policy=_settings({"lora": {"rank": 4}}, ranks, stage)), tiny, out, None
-    )
+    learner = PolicyLearner(run_config(tiny, policy=_settings({"lora": {"rank": 4}}, ranks, stage)), tiny, out, None)
     learner.update(random_batch(ROWS, WIDTH, VOCABULARY), 0, 0.1)
     learner.save(out / "saved")
     batch = random_batch(4, WIDTH, VOCABULARY, seed=5)

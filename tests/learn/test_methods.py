@@ -22,7 +22,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "grpo": {"num_epochs": 2, "num_minibatches": 2},
     "rloo": {"num_epochs": 2, "num_minibatches": 2},
     "trpo": {"max_kl": 0.3, "damping": 1.0},  # the step of 32 short answers is mostly noise without
-    "reinforce": {"num_minibatches": 2},
+    "reinforce": {"num_minibatches": 4},
     "reinforce_pp": {"num_epochs": 2, "num_minibatches": 2},
     "gspo": {"num_epochs": 2, "num_minibatches": 2, "clip_range": 0.05, "clip_range_high": 0.05},
     "cispo": {"num_epochs": 2, "num_minibatches": 2},

@@ -337,9 +337,7 @@ REJECTED_IDS = [[20, 21], [22, 23, 24], [25, 26, 27, 28]]
 def interleaved() -> tuple[Tensor, Tensor, Tensor]:
     """Token ids, attention mask and response mask of the pairs above, chosen and rejected in turn."""
     rows = [
-        (prompt, answer)
-        for prompt, *both in zip(PROMPT_IDS, CHOSEN_IDS, REJECTED_IDS, strict=True)
-        for answer in both
+        (prompt, answer) for prompt, *both in zip(PROMPT_IDS, CHOSEN_IDS, REJECTED_IDS, strict=True) for answer in both
     ]
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     token_ids = torch.tensor([p + a + [0] * (width - len(p) - len(a)) for p, a in rows])

@@ -20,7 +20,7 @@ from rlhf_ray.data.files import data_files, is_hub_id, raw_rows
 from rlhf_ray.data.text_rows import Broken, json_rows
 from rlhf_ray.errors import UserError
 
-ROWS = [{"prompt": "a\nb", "chosen": "é, \"ü\"", "rejected": "3"}, {"prompt": "c", "chosen": "d", "rejected": "e"}]
+ROWS = [{"prompt": "a\nb", "chosen": 'é, "ü"', "rejected": "3"}, {"prompt": "c", "chosen": "d", "rejected": "e"}]
 
 
 def write(file: Path, rows: list[dict[str, str]]) -> Path:

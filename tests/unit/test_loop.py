@@ -61,7 +61,12 @@ def test_the_policy_is_frozen_while_the_critic_warms_up() -> None:
     _run(_config(4, critic={"policy_freeze_steps": 2}), fakes)
     updates = [event for event in fakes.events if "update" in event]
     assert updates == [
-        "critic.update 1", "critic.update 2", "critic.update 3", "policy.update 3", "critic.update 4", "policy.update 4"
+        "critic.update 1",
+        "critic.update 2",
+        "critic.update 3",
+        "policy.update 3",
+        "critic.update 4",
+        "policy.update 4",
     ]
     assert [event for event in fakes.events if event.startswith("push")] == ["push 1", "push 2", "push 3", "push 4"]
 

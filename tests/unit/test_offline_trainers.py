@@ -150,25 +150,25 @@ def _perturbed(tiny: Path) -> Any:
     return trainer
 
 
-def test_the_measured_kl_is_the_exact_one(tiny: Path) -> None:
+def test_the_measured_kl_is_the_exact_one_at_the_mean_length(tiny: Path) -> None:
     trainer = _perturbed(tiny)
     (batch,) = list(trainer.get_train_dataloader())[:1]
     trainer.model.train()
     trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
     reference = AutoModelForCausalLM.from_pretrained(tiny)
-    total = 0.0
-    for ids, mask, attended in zip(
-        batch["input_ids"], batch["completion_mask"], batch["attention_mask"], strict=True
-    ):
+    total, tokens = 0.0, 0
+    for ids, mask, attended in zip(batch["input_ids"], batch["completion_mask"], batch["attention_mask"], strict=True):
         with torch.no_grad():
             p, q = (
                 torch.log_softmax(m(input_ids=ids[None], attention_mask=attended[None]).logits[0].double(), -1)
                 for m in (trainer.model, reference)
             )
         per_position = (p.exp() * (p - q)).sum(-1)
-        total += float(sum(per_position[t - 1] for t in range(1, len(ids)) if mask[t]))
+        answered = [t for t in range(1, len(ids)) if mask[t]]
+        total, tokens = total + float(sum(per_position[t - 1] for t in answered)), tokens + len(answered)
+    lengths = [len(ids) for row in trainer.train_dataset for ids in (row["chosen_ids"], row["rejected_ids"])]
     measured = trainer.setup.controllers["beta"].kl
-    assert measured == pytest.approx(total / len(batch["input_ids"]), rel=1e-3) and measured > 0.01
+    assert measured == pytest.approx(total / tokens * sum(lengths) / len(lengths), rel=1e-3) and measured > 0.01
 
 
 def test_the_gap_of_a_batch_sets_the_beta_of_its_own_loss(tiny: Path, other: Path) -> None:

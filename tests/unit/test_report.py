@@ -16,7 +16,7 @@ from rlhf_ray.report.page import write_report
 from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.types import Message, Prompt, Rollout, Score
 
-HOSTILE = '<script>alert(1)</script></script><img src=x onerror=alert(2)>"\'{{ 7*7 }}'
+HOSTILE = "<script>alert(1)</script></script><img src=x onerror=alert(2)>\"'{{ 7*7 }}"
 SUMMARY: dict[str, object] = {
     "reward_before": 0.12,
     "reward_after": 1.35,

@@ -36,9 +36,7 @@ def dense_fisher(policy: Policy, weights: Tensor) -> Tensor:
     found = torch.zeros(sum(p.numel() for p in parameters), sum(p.numel() for p in parameters), dtype=torch.float64)
     for state in range(STATES):
         for word in range(WORDS):
-            score = flat(
-                torch.autograd.grad(logp[state, word], parameters, retain_graph=True, materialize_grads=True)
-            )
+            score = flat(torch.autograd.grad(logp[state, word], parameters, retain_graph=True, materialize_grads=True))
             found += weights[state] * logp[state, word].exp().detach() * torch.outer(score, score)
     return found
 
