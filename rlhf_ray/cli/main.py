@@ -123,6 +123,32 @@ def doctor(json_: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: rlhf-ray compare --recipe demo.yaml --algorithms ppo,grpo,rloo --seeds 3")
+def compare(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN_DIR]...", help="Finished runs, the baseline first; with --recipe: more values."),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Make the runs first, from this YAML file or recipe.")] = None,
+    algorithms: Annotated[str | None, typer.Option(help="With --recipe: such as ppo,grpo,dpo; baseline first.")] = None,
+    seeds: Annotated[int, typer.Option(help="With --recipe: runs of each algorithm.")] = 3,
+    values: Annotated[
+        list[str] | None, typer.Option("--set", metavar="a.b=c", help="With --recipe: a value laid over it.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where comparison.html and new runs go.")] = Path("runs", "comparison"),
+    json_: Json = False,
+) -> None:
+    """Compare methods on equal terms: the same prompts, reward and number of rollouts."""
+    from rlhf_ray.cli.compare import compare_command, compare_recipe_command
+
+    if recipe is not None and algorithms is not None:
+        compare_recipe_command(recipe, [*(values or []), *(runs or [])], algorithms, seeds, out, as_json=json_)
+    elif recipe is None and algorithms is None and not values:
+        compare_command([Path(run) for run in runs or []], out, as_json=json_)
+    else:
+        raise UserError("--recipe, --algorithms and --set belong together; without them give run directories")
+
+
 @app.command(epilog="Example: rlhf-ray report runs/demo")
 def report(
     run: Annotated[Path, typer.Argument(help="A run directory.")],

@@ -49,7 +49,7 @@ def choose(before: Sequence[Row], after: Sequence[Row], each: int = 4) -> list[t
     for row in {row["prompt_id"]: row for row in sorted(before, key=_sample, reverse=True)}.values():
         partner = firsts.get(row["prompt_id"])
         if partner is not None:
-            pairs.append(Comparison(_text(row, "prompt"), _context(row), _answer(row), _answer(partner)))
+            pairs.append(Comparison(text_of(row, "prompt"), context_of(row), answer_of(row), answer_of(partner)))
     ranked = sorted((pair for pair in pairs if pair.gain is not None), key=lambda pair: -(pair.gain or 0.0))
     each = min(each, -(-len(ranked) // 3))
     low = max(each, len(ranked) - each)
@@ -79,26 +79,28 @@ def _means(rows: Sequence[Row]) -> dict[object, float]:
     return {prompt: sum(values) / len(values) for prompt, values in rewards.items()}
 
 
-def _answer(row: Row) -> Answer:
+def answer_of(row: Row) -> Answer:
+    """The answer in a row of a table of rollouts."""
     reward, tokens = row["reward"], row["response_tokens"]
     return Answer(
-        text=_text(row, "response"),
+        text=text_of(row, "response"),
         reward=reward if isinstance(reward, float) else None,
         tokens=tokens if isinstance(tokens, int) else 0,
         cut_off=row["finish_reason"] == "length",
-        error=_text(row, "error"),
+        error=text_of(row, "error"),
     )
 
 
-def _context(row: Row) -> list[tuple[str, str]]:
-    """All turns but the last one, which is the question itself."""
+def context_of(row: Row) -> list[tuple[str, str]]:
+    """As (role, text): all turns but the last one, which is the question itself."""
     turns: object = json.loads(str(row["messages"]))
     if not isinstance(turns, list):
         return []
     return [(str(turn["role"]), _cut(str(turn["content"]))) for turn in turns[:-1]]
 
 
-def _text(row: Row, key: str) -> str:
+def text_of(row: Row, key: str) -> str:
+    """The text under `key` as the page shows it, "" if there is none."""
     value = row[key]
     return "" if value is None else _cut(str(value))
 

@@ -15,14 +15,15 @@ _RARE = (m.HELDOUT_LOSS, m.HELDOUT_ACCURACY, m.HELDOUT_MARGIN)  # not in every s
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line, set of dots or bars; `spread` widens a line to a band of plus and minus that much, `ends` gives every
-    point its interval, `dashed` makes it a reference to compare with."""
+    """One line, set of dots or bars; `spread` widens a line to a band of plus and minus that much, `band` to one with
+    these ends, `ends` gives every point its interval, `dashed` makes it a reference to compare with."""
 
     name: str
     x: list[float]
     y: list[float | None]
     spread: list[float] | None = None
     ends: list[tuple[float, float]] | None = None
+    band: list[tuple[float, float]] | None = None
     dashed: bool = False
 
 

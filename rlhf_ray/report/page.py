@@ -1,12 +1,7 @@
-"""Writes `report.html`: one page that needs nothing else, no network included.
-
-Model text is hostile input: the template escapes everything, chart data is JSON that cannot close its element, and a
-content security policy lets only the page's own two scripts run and nothing load.
-"""
+"""Writes `report.html`, the page of one run."""
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +10,12 @@ from rlhf_ray.errors import UserError
 from rlhf_ray.report.content import Column, Content
 from rlhf_ray.report.facts import flatten, number, plural, show
 from rlhf_ray.report.files import RunFiles, read_run
+from rlhf_ray.report.html import render
 from rlhf_ray.report.online import online_content
 from rlhf_ray.report.preference import preference_content
 from rlhf_ray.report.reward import reward_content
 from rlhf_ray.report.sft import sft_content
 from rlhf_ray.rundir.commit import replace_file
-from rlhf_ray.rundir.lines import finite
 
 _LAST = 200  # rows of the tables of steps and events
 _CONTENTS = {
@@ -39,27 +34,14 @@ def write_report(run_dir: Path) -> Path:
     """
     if not any((run_dir / name).is_file() for name in ("config.yaml", "metrics.jsonl", "summary.json")):
         raise UserError(f"{run_dir} is not a run directory: it has no config.yaml, metrics.jsonl or summary.json.")
-    import jinja2
-    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]  # plotly ships no types
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"show": show}
     try:
         files = read_run(run_dir)
         content = _CONTENTS[files.kind](files)
         variables = _variables(files, content)
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{run_dir}: a file of the run cannot be read ({error}). Repair or remove it.") from error
-    template = environment.get_template("page.html.j2")
-    page = template.render(**variables, plotly_js=get_plotlyjs(), nonce=secrets.token_urlsafe(16))
     path = run_dir / "report.html"
-    replace_file(path, page)
+    replace_file(path, render("page.html.j2", content.all_charts, variables))
     return path
 
 
@@ -72,7 +54,6 @@ def _variables(files: RunFiles, content: Content) -> dict[str, object]:
         "created": str(manifest.get("created") or "")[:16].replace("T", " "),
         "command": manifest.get("command"),
         "unfinished": _unfinished(files),
-        "specs": finite([chart.spec() for chart in content.all_charts]),
         "events": _events(events[-_LAST:]),
         "events_left_out": max(0, len(events) - _LAST),
         "steps": _table(records[-_LAST:], content.columns),

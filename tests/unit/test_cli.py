@@ -58,7 +58,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert "train" in done.stdout and "doctor" in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "doctor", "report"])
+@pytest.mark.parametrize("verb", ["demo", "train", "doctor", "compare", "report"])
 def test_every_verb_has_an_example(verb: str, capsys: Captured) -> None:
     assert main([verb, "--help"]) == 0
     assert f"Example: rlhf-ray {verb}" in " ".join(capsys.readouterr().out.split())
