@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_ray.algorithms import ops
 from rlhf_ray.algorithms.kl import KLController
-from tests.conformance import oracles
+from rlhf_ray.conformance import oracles
 
 LOGITS = [0.3, -1.2, 0.8, 0.0, 1.9]
 REF_LOGITS = [-0.4, 0.6, 0.1, 1.0, 0.2]

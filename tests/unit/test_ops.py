@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_ray.algorithms import ops
 from rlhf_ray.algorithms.aggregation import loss_weights
-from tests.conformance import oracles
+from rlhf_ray.conformance import oracles
 
 NAN = float("nan")
 

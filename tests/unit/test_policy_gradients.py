@@ -18,9 +18,9 @@ from rlhf_ray.algorithms.groups import relative_to_group, returns_to_go
 from rlhf_ray.algorithms.policy_gradient import PolicyGradient
 from rlhf_ray.algorithms.report import join_reports
 from rlhf_ray.config.online import AlgorithmConfig
+from rlhf_ray.conformance import oracles
 from rlhf_ray.data.batching import microbatches
 from rlhf_ray.types import Batch
-from tests.conformance import oracles
 from tests.unit.test_ppo import NAN, B, T, current, make_batch
 
 GROUPS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rlhf_ray import metrics as names
@@ -126,6 +126,14 @@ class _Slow(FakeEngines):
             yield rollout
 
 
+class _Slower(FakePolicy):
+    """A learner that every second step takes longer than the engines."""
+
+    def update(self, batch: Batch, step: int, kl_coef: float) -> Metrics:
+        time.sleep(2e-2 * (step % 2))
+        return super().update(batch, step, kl_coef)
+
+
 def _lagged(config: RunConfig, fakes: World, progress: Progress | None = None) -> None:
     fakes.engines.__class__ = _Slow
     progress = progress or Progress()
@@ -134,10 +142,15 @@ def _lagged(config: RunConfig, fakes: World, progress: Progress | None = None) -
 
 
 @settings(max_examples=15, deadline=None)
-@given(lag=st.integers(0, 3), steps=st.integers(1, 7))
-def test_no_rollout_is_staler_than_max_lag_and_every_prompt_comes_once(lag: int, steps: int) -> None:
+@given(lag=st.integers(0, 3), steps=st.integers(1, 7), slow_learner=st.booleans())
+@example(lag=1, steps=7, slow_learner=True)
+def test_no_rollout_is_staler_than_max_lag_and_every_prompt_comes_once(
+    lag: int, steps: int, slow_learner: bool
+) -> None:
     config = _config(steps, train={"max_lag": lag})
     whole, fakes = world(9, critic=False), world(9, critic=False)
+    if slow_learner:
+        fakes.policy.__class__ = _Slower
     _lagged(_config(steps), whole)
     _lagged(config, fakes)
     assert fakes.prompts.taken == whole.prompts.taken
