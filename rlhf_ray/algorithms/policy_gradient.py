@@ -1,5 +1,4 @@
-"""What policy-gradient methods share. A method adds its config, how it estimates advantages (`estimate`), and, if it is
-not the clipped one, its loss per token (`token_losses`)."""
+"""What policy-gradient methods share. A method adds its config, `estimate`, and, if not the clipped, `token_losses`."""
 
 from __future__ import annotations
 
@@ -39,8 +38,8 @@ class PolicyGradient(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def estimate(self, batch: Batch, rewards: Float[Tensor, "B T"], prompts: Int[Tensor, " B"]) -> Estimate:
-        """The whole step's batch with `advantages`, and metrics of the method's own. `rewards` are those of tokens:
-        each row's reward on its last response token, less the KL penalty if that is placed in the reward."""
+        """The whole step's batch with `advantages`, and metrics of the method's own. `rewards` are those of tokens: the
+        row's reward on its last response token, less the KL penalty if that is placed in the reward."""
 
     @property
     def kl_coef(self) -> float:
@@ -48,11 +47,8 @@ class PolicyGradient(abc.ABC, Generic[Config]):
         return self._coef_of_step
 
     def advantages(self, batch: Batch, prompts: Int[Tensor, " B"], adapt: bool = True) -> tuple[Batch, Metrics]:
-        """The batch with `advantages`, 0 outside the loss mask, and the step's KL and coefficient.
-
-        Takes the whole step's batch, with `old_logprobs` and `ref_logprobs`. The KL is that of every response. Then
-        the KL controller moves, for the next step, unless `adapt` is false (the policy is not trained now).
-        """
+        """The batch with `advantages`, 0 outside the loss mask, and the step's KL and coefficient. The KL is that of
+        every response, and moves the coefficient of the next step unless `adapt` is false (the policy is frozen)."""
         old, ref = present(batch.old_logprobs, "old_logprobs"), present(batch.ref_logprobs, "ref_logprobs")
         self._coef_of_step = self._controller.coef
         rewards = ops.place_reward(batch.rewards.float(), batch.response_mask)
@@ -88,8 +84,8 @@ class PolicyGradient(abc.ABC, Generic[Config]):
     ) -> tuple[Float[Tensor, ""], LossReport]:
         """The policy's loss on a microbatch: a weighted sum over tokens, to be added up without any division.
 
-        `weights` are rows of those of the whole minibatch; a token of weight 0 has no part in anything. With none left
-        the loss is a zero that still has a (zero) gradient. `kl_coef` matters with `kl_placement: loss` only.
+        A token of weight 0 has no part in anything; with none left the loss is a zero that still has a (zero) gradient.
+        `kl_coef` matters with `kl_placement: loss` only.
         """
         config = self.config
         mask = batch.loss_mask & (weights > 0)

@@ -18,7 +18,8 @@ Product = Callable[[Tensor], Tensor]
 
 class TRPOConfig(PPOConfig):
     """Trust region policy optimization (Schulman et al. 2015, arXiv 1502.05477, section 6 and appendix C), with the
-    advantages and the critic of PPO. AdamW and `policy.learning_rate` have no part in it."""
+    advantages and the critic of PPO. AdamW and `policy.learning_rate` have no part in it: the policy takes one step on
+    the whole batch, and `num_epochs` and `num_minibatches` are those of the critic."""
 
     needs_whole_weights: ClassVar[bool] = True
 
@@ -34,9 +35,7 @@ class TRPOConfig(PPOConfig):
     """Halvings of the step before it is given up."""
 
     @model_validator(mode="after")
-    def _one_step(self) -> TRPOConfig:
-        if self.num_epochs * self.num_minibatches != 1:
-            raise ValueError("trpo takes one step on the whole batch: set num_epochs and num_minibatches to 1")
+    def _own_logprobs(self) -> TRPOConfig:
         if self.old_logprobs == "engine":
             raise ValueError("trpo measures its step against the learner's own log-probs: set old_logprobs = learner")
         return self

@@ -23,12 +23,12 @@ from rlhf_ray.resources import checkpoint_gib
 _ALIASES = {"dpo": "online_dpo"}
 _CLIPPING = ("clip_range", "clip_range_high", "dual_clip")
 _NOT_SHARED = {
-    "trpo": ("num_epochs", "num_minibatches", "old_logprobs", *_CLIPPING),
+    "trpo": ("old_logprobs", *_CLIPPING),
     "gspo": _CLIPPING,
     "cispo": _CLIPPING,
 }
-"""Settings that have the name of the recipe's but another meaning: TRPO takes one step on the whole batch, without
-clipping; GSPO clips the ratio of a whole answer, CISPO a weight, each on a scale of its own."""
+"""Settings that have the name of the recipe's but another meaning: TRPO's one step has no clipping; GSPO clips the ratio
+of a whole answer, CISPO a weight, each on a scale of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,11 +51,12 @@ def _parse(row: Row, where: str) -> PromptRow:
 
 def _messages(row: Row) -> Messages:
     """The conversation up to its last user turn."""
-    key = next((name for name in ("prompt", "messages", "chosen") if name in row), None)
+    key = next((name for name in ("prompt", "question", "messages", "chosen") if name in row), None)
     if key is None:
-        raise BadRow(f"it has no prompt, messages or chosen (it has: {', '.join(row) or 'nothing'})", "add one of them")
+        has = ", ".join(row) or "nothing"
+        raise BadRow(f"it has no prompt, question, messages or chosen (it has: {has})", "add one of them")
     value = row[key]
-    if key == "prompt":
+    if key in ("prompt", "question"):
         return as_prompt(value, key)
     if key == "chosen" and isinstance(value, str):
         messages = hh_messages(value, key)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from rlhf_ray import conformance
 from rlhf_ray.algorithms import ops
-from rlhf_ray.algorithms.dpo import pair_losses
 from rlhf_ray.algorithms.groups import relative_to_group
+from rlhf_ray.algorithms.pairs import pair_losses
 from rlhf_ray.algorithms.trpo import conjugate_gradient
 from tests.conformance.planted_bugs import planted
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from rlhf_ray import conformance
 from rlhf_ray.algorithms import ops
 from rlhf_ray.algorithms.aggregation import loss_weights
-from rlhf_ray.algorithms.dpo import pair_losses
 from rlhf_ray.algorithms.evidence_loss import pair_loss, ranking_loss, rating_loss
+from rlhf_ray.algorithms.pairs import pair_losses
 from tests.conformance.methods import method
 
 Array = Any

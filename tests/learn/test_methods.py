@@ -21,7 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ppo": {"num_epochs": 2, "num_minibatches": 2},
     "grpo": {"num_epochs": 2, "num_minibatches": 2},
     "rloo": {"num_epochs": 2, "num_minibatches": 2},
-    "trpo": {"max_kl": 0.3, "damping": 1.0},  # the step of 32 short answers is mostly noise without
+    "trpo": {"max_kl": 0.3, "damping": 1.0, "num_epochs": 2},  # a step of 32 short answers is mostly noise without
     "reinforce": {"num_minibatches": 4},
     "reinforce_pp": {"num_epochs": 2, "num_minibatches": 2},
     "gspo": {"num_epochs": 2, "num_minibatches": 2, "clip_range": 0.05, "clip_range_high": 0.05},
@@ -55,6 +55,11 @@ def test_a_tiny_model_learns_to_write_vowels(tiny: Path, method: str, seed: int)
     assert rewards[0] < 0.35, f"the toy task must start far from solved, not at {rewards[0]:.2f}"
     assert statistics.fmean(rewards[-3:]) > THRESHOLD, rewards
     assert max(step[names.DRIFT_MAX] for step in steps) < 1e-3, "the sampler and the learner disagree"
+
+
+def test_trpo_takes_one_step_of_the_policy_and_as_many_of_the_critic_as_asked(tiny: Path) -> None:
+    (step,) = _pipeline(tiny, "trpo", num_epochs=3, num_minibatches=2).train_epoch(PROMPTS)
+    assert step["policy/updates"] == 1.0 and step["critic/updates"] == 6.0
 
 
 def test_two_runs_with_one_seed_are_the_same_bit_for_bit(tiny: Path) -> None:

@@ -87,7 +87,9 @@ def test_what_the_recipe_says_of_its_algorithm_is_carried_over_where_it_means_th
         "not taken over from the recipe: gae_lambda"
     )
     assert GRPOConfig.model_validate(settings).aggregation == "length_normalised", "PPO's default is not a choice"
-    assert carried_over(ppo, TRPOConfig)[0] == {"type": "trpo", "kl_coef": 0.2, "gae_lambda": 0.9}
+    assert carried_over(ppo, TRPOConfig)[0] == {
+        "type": "trpo", "num_minibatches": 2, "kl_coef": 0.2, "gae_lambda": 0.9,
+    }  # fmt: skip
     assert carried_over(RLOOConfig(), GRPOConfig) == ({"type": "grpo"}, "grpo: its own defaults")
 
 

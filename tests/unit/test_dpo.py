@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rlhf_ray import metrics as names
-from rlhf_ray.algorithms.dpo import OnlineDPO, OnlineDPOConfig, best_and_worst, pair_losses
+from rlhf_ray.algorithms.dpo import OnlineDPO, OnlineDPOConfig
+from rlhf_ray.algorithms.pairs import best_and_worst, pair_losses
 from rlhf_ray.algorithms.report import LossReport, join_reports
 from rlhf_ray.config import RunConfig
 from rlhf_ray.data.batching import microbatches, minibatches

@@ -54,8 +54,10 @@ def test_accepted_shapes(tmp_path: Path, row: object, messages: tuple[Message, .
 
 
 def test_id_and_reference_are_kept(tmp_path: Path) -> None:
-    config = jsonl(tmp_path, {"prompt": "a", "id": "x", "reference": "r"}, {"prompt": "b", "id": 7, "answer": 4})
-    assert [(row.id, row.reference) for row in read_rows(config)] == [("x", "r"), ("7", "4")]
+    rows = {"prompt": "a", "id": "x", "reference": "r"}, {"question": "b", "id": 7, "answer": 4}
+    found = read_rows(jsonl(tmp_path, *rows))
+    assert [(row.id, row.reference) for row in found] == [("x", "r"), ("7", "4")]
+    assert [row.messages[0].content for row in found] == ["a", "b"]
 
 
 def test_gzip_and_parquet_give_the_same_rows_as_jsonl(tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_gzip_and_parquet_give_the_same_rows_as_jsonl(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "x"}, r"row 2: it has no prompt, messages or chosen \(it has: question\)"),
+        ({"text": "x"}, r"row 2: it has no prompt, question, messages or chosen \(it has: text\)"),
         ([1], "row 2: not a JSON object but a list"),
         ({"prompt": 3}, "row 2: prompt is neither a string nor a list of messages but a number"),
         ({"prompt": "  "}, "row 2: prompt is empty"),

@@ -88,8 +88,8 @@ def test_a_full_step_is_the_dense_one_and_reaches_the_trust_region() -> None:
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValidationError, match="set num_epochs and num_minibatches to 1"):
-        TRPOConfig(num_epochs=2)
+    with pytest.raises(ValidationError, match="set old_logprobs = learner"):
+        TRPOConfig(old_logprobs="engine")
     for policy, said in (
         ({"deepspeed": {"zero_stage": 3}}, "needs policy.deepspeed.zero_stage 0, 1 or 2"),
         ({"gradient_checkpointing": True}, "needs policy.gradient_checkpointing: false"),
