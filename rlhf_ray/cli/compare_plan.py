@@ -27,8 +27,8 @@ _NOT_SHARED = {
     "gspo": _CLIPPING,
     "cispo": _CLIPPING,
 }
-"""Settings that have the name of the recipe's but another meaning: TRPO's one step has no clipping; GSPO clips the ratio
-of a whole answer, CISPO a weight, each on a scale of its own."""
+"""Settings that have the name of the recipe's but another meaning: TRPO's one step has no clipping; GSPO clips the
+ratio of a whole answer, CISPO a weight, each on a scale of its own."""
 
 
 @dataclass(frozen=True, slots=True)
