@@ -51,12 +51,13 @@ def online_content(files: RunFiles) -> Content:
     found, missing = tiles(files.summary, len(files.records))
     policy = files.summary.get("policy_dir")
     write_trace(files.path)
+    answers = ("eval/before.parquet", "eval/after.parquet") if _measured(files) else ()
     return Content(
         headline=headline(files.summary, len(files.records)),
-        verdict=_verdict(files.summary, len({row["prompt_id"] for row in after})),
+        verdict=_verdict(files.summary, len({row["prompt_id"] for row in after}), _measured(files)),
         tiles=found,
         missing=missing,
-        absent_files=files.absent("eval/before.parquet", "eval/after.parquet"),
+        absent_files=files.absent(*answers),
         charts=[*build_charts(files.records, rewards_by_prompt(before, after)), *timeline(files.path)],
         columns=_COLUMNS,
         shares=time_shares(files.summary),
@@ -70,7 +71,10 @@ def headline(summary: Values, steps_recorded: int) -> str:
     """The result in one sentence; it claims a change only if the interval excludes zero."""
     before, after = number(summary, "reward_before"), number(summary, "reward_after")
     if before is None or after is None:
-        return f"No held-out result yet: {plural(steps_recorded, 'training step')} recorded"
+        steps = plural(steps_recorded, "training step")
+        if summary.get("finished") and before is None and after is None:
+            return f"{steps} done; no held-out prompts were asked for (train.eval_prompts = 0)"
+        return f"No held-out result yet: {steps} recorded"
     gain = number(summary, "reward_gain")
     gain = after - before if gain is None else gain
     ends = interval(summary, _GAIN_CI)
@@ -109,10 +113,17 @@ def tiles(summary: Values, steps_recorded: int) -> tuple[list[Tile], list[str]]:
     )
 
 
-def _verdict(summary: Values, heldout: int) -> Verdict:
+def _measured(files: RunFiles) -> bool:
+    """Whether there are answers to held-out prompts, or will be."""
+    train = files.config.get("train")
+    return not (isinstance(train, Mapping) and train.get("eval_prompts") == 0)
+
+
+def _verdict(summary: Values, heldout: int, measured: bool) -> Verdict:
     ends = interval(summary, _GAIN_CI)
     if ends is None:
-        return Verdict("unknown", "Not a finished result")
+        finished = summary.get("finished") and not measured
+        return Verdict("unknown", "Not measured on held-out prompts" if finished else "Not a finished result")
     note = (
         f"Paired bootstrap over {heldout} held-out prompts, answered with the same seeds before and after."
         if heldout

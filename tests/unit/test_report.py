@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rlhf_ray.errors import UserError
 from rlhf_ray.report.answers import choose
@@ -158,6 +159,20 @@ def test_a_run_with_one_file_says_what_is_missing(tmp_path: Path, keep: str) -> 
     if keep == "metrics.jsonl":
         assert "No held-out result yet: 3 training steps recorded" in text
         assert "Not recorded: Held-out gain (reward_gain)" in text
+
+
+def test_a_finished_run_without_heldout_prompts_is_finished(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run")
+    config = yaml.safe_load((run.path / "config.yaml").read_text())
+    config.setdefault("train", {})["eval_prompts"] = 0
+    (run.path / "config.yaml").write_text(yaml.safe_dump(config))
+    kept = {key: value for key, value in SUMMARY.items() if not key.startswith("reward_")}
+    (run.path / "summary.json").write_text(json.dumps({**kept, "finished": True}))
+    for answers in (run.path / "eval").iterdir():
+        answers.unlink()
+    text = " ".join(Page(write_report(run.path).read_text(encoding="utf-8")).text.split())
+    assert "3 training steps done; no held-out prompts were asked for (train.eval_prompts = 0)" in text
+    assert "Not measured on held-out prompts" in text and "not finished" not in text
 
 
 def test_a_torn_line_is_survived_and_a_broken_file_is_named(tmp_path: Path) -> None:
