@@ -144,7 +144,7 @@ def trust_region_step(
     config = TRPOConfig.model_validate(
         {"max_kl": max_kl, "damping": damping, "line_search_steps": halvings, "cg_iterations": 100}
     )
-    engine: Any = _Engine(policy, 6)  # three microbatches
+    engine: Any = _Engine(policy, 24)  # three microbatches
     TrustRegion(engine, TRPO(config), batch, 0.0).update()
     return theta_of(policy).detach()
 
