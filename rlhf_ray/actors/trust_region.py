@@ -36,12 +36,18 @@ class TrustRegion:
         self._engine, self._algorithm, self._kl_coef = engine, algorithm, kl_coef
         self._module: Any = engine.module
         self._names, self._parameters = zip(*engine.trainable.items(), strict=True)
-        losses, mean = algorithm.weights(batch), loss_weights(batch.loss_mask, "token_mean")
-        self._parts = [
+        self._parts = self._split(batch)
+        counted = batch.loss_mask.any(dim=1).nonzero().flatten()
+        every = max(1, round(1 / algorithm.config.fisher_fraction))
+        self._sample = self._split(batch.rows(counted[::every])) if every > 1 and len(counted) else self._parts
+
+    def _split(self, batch: Batch) -> list[tuple[Batch, Tensor, Tensor]]:
+        """This rank's microbatches, with the weights of the loss `[B, T]` and those of the mean over tokens `[N]`."""
+        losses, mean = self._algorithm.weights(batch), loss_weights(batch.loss_mask, "token_mean")
+        return [
             (part, share(losses, rows, part), share(mean, rows, part)[part.response_mask])
-            for rows, part in shards(batch, max(1, engine.config.microbatch_tokens // _TWICE))
+            for rows, part in shards(batch, max(1, self._engine.config.microbatch_tokens // _TWICE))
         ]
-        """Microbatches, with the weights of the loss `[B, T]` and those of the mean over tokens `[N]`."""
 
     def update(self) -> Metrics:
         """Moves the weights, or leaves them exactly as they were if no step of the line search is good; metrics."""
@@ -89,7 +95,7 @@ class TrustRegion:
     def _fisher(self, vector: Tensor) -> Tensor:
         total = torch.zeros_like(vector)
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-            for part, _, mean in self._parts:
+            for part, _, mean in self._sample:
                 if not part.response_mask.any():
                     continue  # what a rank with fewer rows has instead
                 logits = self._module.logits(part.token_ids, part.attention_mask, part.response_mask)

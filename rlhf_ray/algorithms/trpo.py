@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from rlhf_ray.algorithms.ppo import PPO, PPOConfig
@@ -30,6 +30,9 @@ class TRPOConfig(PPOConfig):
     damping: PositiveFloat = 0.1
     """Added to the Fisher matrix's diagonal, so that a direction in which little is known cannot run away. The fewer
     tokens in a step, the more of it is needed."""
+    fisher_fraction: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """The share of a step's rollouts from which the Fisher matrix is estimated. A product with it costs three updates,
+    and each iteration takes one; the paper uses a tenth of its much larger batches (appendix C)."""
     cg_iterations: PositiveInt = 10
     line_search_steps: PositiveInt = 10
     """Halvings of the step before it is given up."""

@@ -134,15 +134,22 @@ class _Engine:
 
 
 def trust_region_step(
-    features: Array, theta: Array, actions: Array, advantages: Array, max_kl: float, damping: float, halvings: int
+    features: Array,
+    theta: Array,
+    actions: Array,
+    advantages: Array,
+    max_kl: float,
+    damping: float,
+    halvings: int,
+    fisher_fraction: float = 1.0,
 ) -> Tensor:
     policy = CausalLM(FeatureLM(t(features), t(theta)), 1.0)
     batch = answers_batch(torch.arange(len(actions)), t(actions)[:, None], torch.zeros(len(actions)))
     with torch.no_grad():
         old, _ = policy(batch.token_ids, batch.attention_mask, batch.response_mask)
     batch = batch.with_(old_logprobs=old, advantages=t(advantages)[:, None] * batch.response_mask)
-    config = TRPOConfig.model_validate(
-        {"max_kl": max_kl, "damping": damping, "line_search_steps": halvings, "cg_iterations": 100}
+    config = TRPOConfig(
+        max_kl=max_kl, damping=damping, line_search_steps=halvings, cg_iterations=100, fisher_fraction=fisher_fraction
     )
     engine: Any = _Engine(policy, 24)  # three microbatches
     TrustRegion(engine, TRPO(config), batch, 0.0).update()
@@ -151,6 +158,17 @@ def trust_region_step(
 
 def test_a_trpo_step_is_that_of_the_dense_fisher_matrix(one_rank: None) -> None:
     conformance.check_trust_region_step(trust_region_step)
+
+
+def test_the_fisher_matrix_of_a_sample_is_a_mean_over_the_sample(one_rank: None) -> None:
+    draw = np.random.default_rng(1)
+    theta, features = draw.normal(size=(3, 4)), np.repeat(draw.normal(size=(6, 3)), 2, axis=0)
+    actions, advantages = np.repeat(draw.integers(0, 4, 6), 2), np.repeat(draw.normal(size=6), 2)
+    whole, half, quarter = (
+        trust_region_step(features, theta, actions, advantages, 0.01, 0.01, 10, share) for share in (1.0, 0.5, 0.25)
+    )
+    torch.testing.assert_close(half, whole, rtol=1e-3, atol=1e-4)  # every second row of rows that come twice
+    assert (quarter - whole).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("mistake", ["a plain gradient", "no line search", "half the region"])
