@@ -47,7 +47,7 @@ def test_every_log_prob_is_that_of_its_token_after_all_tokens_before_it(model: n
             logits = _next_logits(model, tokens[:t])
             want = oracles.log_softmax(logits, TEMPERATURE)[tokens[t]]
             assert float(logprobs[row, t].detach()) == pytest.approx(want, abs=2e-4)
-            assert float(entropies[row, t]) == pytest.approx(oracles.entropy(logits, TEMPERATURE), abs=2e-4)
+            assert float(entropies[row, t].detach()) == pytest.approx(oracles.entropy(logits, TEMPERATURE), abs=2e-4)
 
 
 def test_a_temperature_that_is_asked_for_replaces_that_of_sampling(model: nn.Module) -> None:
