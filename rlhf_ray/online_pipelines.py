@@ -31,7 +31,7 @@ from rlhf_ray.models.folder import check_causal_lm, resolve_model
 from rlhf_ray.models.reward_model import load_tokenizer
 from rlhf_ray.rewards.functions import FunctionReward
 from rlhf_ray.rewards.rubric import Rubric, Source
-from rlhf_ray.types import Prompt, Rollout, Score
+from rlhf_ray.types import Prompt, Rollout, Score, present
 from rlhf_ray.wrappers.wrapped import wrapped
 
 PromptLike = str | Sequence[Mapping[str, str]]
@@ -118,14 +118,14 @@ class PolicyOptimizationPipeline:
 
     def train_epoch(self, prompts: Sequence[PromptLike], num_iterations: int = 1) -> list[dict[str, float]]:
         """Runs `num_iterations` steps on `prompts`, drawn in a seeded order; returns the metrics of each."""
-        done = self._progress.step
+        done, seen = self._progress.step, len(self._local.journal.steps)
         sizes = self._config.train.model_copy(update={"num_steps": done + num_iterations})
         config = self._config.model_copy(update={"train": sizes})
         source = ShuffledPrompts(self._prompts(prompts), config.seed + done)
         pad = self._tokenizer.pad_token_id or 0
         roles = wrapped(config, self._local.roles(source), done + 1)
         train(config, roles, self._algorithm, pad, self._progress)
-        return self._local.journal.steps[done:]
+        return self._local.journal.steps[seen:]
 
     def train_step(
         self, prompts: Sequence[PromptLike], responses: Sequence[str], rewards: Sequence[float] | None = None
@@ -161,7 +161,9 @@ class PolicyOptimizationPipeline:
     def _update(self, rollouts: list[Rollout]) -> dict[str, float]:
         roles = self._local.roles(ShuffledPrompts([rollout.prompt for rollout in rollouts], 0))
         batch = collate(rollouts, self._tokenizer.pad_token_id or 0, "score", 0.0)
-        batch, metrics = self._algorithm.advantages(estimated(roles, batch), prompt_numbers(rollouts))
+        batch = estimated(roles, batch)
+        batch = batch.with_(rollout_logprobs=present(batch.old_logprobs, "old_logprobs"))  # as if it had sampled them
+        batch, metrics = self._algorithm.advantages(batch, prompt_numbers(rollouts))
         self._progress.step += 1
         if roles.critic is not None:
             metrics |= roles.critic.update(batch, self._progress.step)

@@ -99,6 +99,13 @@ def test_a_ppo_step_on_given_answers_moves_towards_the_better_one(tiny: Path) ->
         trainer.train_step(["name sun"], ["a", "b"], [1.0, 1.0])
 
 
+def test_given_answers_weigh_as_if_the_policy_had_sampled_them_and_steps_are_counted_on(tiny: Path) -> None:
+    pipeline = _pipeline(tiny, "grpo", importance="token")
+    step = pipeline.train_step(["name sun", "name sun"], ["a e i", "k l m"], [1.0, 0.0])
+    assert step["importance/mean"] == pytest.approx(1.0)
+    assert [one["step"] for one in pipeline.train_epoch(PROMPTS, 2)] == [2, 3]
+
+
 def _mean_logprob(trainer: PPOTrainer, answer: str) -> float:
     start = trainer._prompts(["name sun"])[0].token_ids
     ids = trainer._tokenizer(answer, add_special_tokens=False)["input_ids"]
