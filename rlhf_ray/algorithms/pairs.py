@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhf_ray import metrics as names
-from rlhf_ray.algorithms import ops
-from rlhf_ray.algorithms.report import LossReport, report_of
+from rlhf_ray.algorithms.report import LossReport, ratio_deviation, report_of
 
 TIE = 1e-6
 """Rewards that differ by less than this share of the larger one are equal: float32 keeps seven digits."""
@@ -82,4 +81,4 @@ def pairs_report(
         names.CHOSEN_REWARD: (weights * chosen).sum(),
         names.REJECTED_REWARD: (weights * rejected).sum(),
     }
-    return report_of(sums, {names.FIRST_RATIO: torch.expm1(ops.log_ratio(new, old)).abs().max()})
+    return report_of(sums, {names.FIRST_RATIO: ratio_deviation(new, old)})

@@ -80,6 +80,10 @@ def surrogate_report(
         names.ENTROPY: (weights * entropy).sum(),
         names.FIRST_DRIFT: (weights * (new - old).abs()).sum(),
     }
+    return report_of({names.POLICY_LOSS: loss}, {names.FIRST_RATIO: ratio_deviation(new, old)}, means, weights.sum())
+
+
+def ratio_deviation(new: Float[Tensor, "B T"], old: Float[Tensor, "B T"]) -> Float[Tensor, ""]:
+    """The largest |ratio - 1| of the tokens, 0 without any."""
     deviation = torch.expm1(ops.log_ratio(new, old)).abs()
-    peak = deviation.max() if deviation.numel() else torch.zeros_like(loss)
-    return report_of({names.POLICY_LOSS: loss}, {names.FIRST_RATIO: peak}, means, weights.sum())
+    return deviation.max() if deviation.numel() else deviation.sum()

@@ -19,6 +19,7 @@ from rlhf_ray.rundir.lines import finite
 
 _TIE = 1e-6  # of the larger reward: what float32 can tell apart
 _SEED = 0
+_NO_METHOD = ("seed", "name", "placement")  # a method is the same wherever it runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ def by_method(runs: Sequence[FinishedRun]) -> list[Method]:
     its first run where several have that type. `UserError` if two runs of a group have one seed: they are no sample."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in runs:
-        same = {key: value for key, value in run.files.config.items() if key not in ("seed", "name")}
+        same = {key: value for key, value in run.files.config.items() if key not in _NO_METHOD}
         groups.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(run)
     for group in groups.values():
         seeds: dict[int, FinishedRun] = {}

@@ -70,13 +70,13 @@ class FinishedRun:
 
     @property
     def tokens(self) -> PerStep:
-        """Response tokens sampled up to the end of each step."""
+        """Response tokens of the rollouts trained on, up to the end of each step."""
         return np.nancumsum(self.per_step(m.TOKENS))
 
     @property
     def seconds(self) -> PerStep:
-        """Wall-clock seconds of training up to the end of each step: steps and commits, resumed or not, without the
-        start of the roles and the held-out answers."""
+        """Wall-clock seconds of training up to the end of each step: steps and the commits between them, resumed or
+        not, without the start of the roles, the last commit and the held-out answers."""
         commits = self.per_step(m.TIME_PHASE.format(phase="commit"))
         return np.nancumsum(np.nansum([self.per_step(m.TIME_STEP), commits], axis=0))
 

@@ -19,9 +19,13 @@ def same_number(prompt: str, response: str, reference: str | None) -> float:
 
 
 def same_word(prompt: str, response: str, reference: str | None) -> float:
-    """1 if the response begins with the reference's word, whatever its case, else 0."""
+    """1 if the response begins with the reference's word, whatever its case, else 0. `ValueError` if the reference is
+    not one word."""
+    wanted = _given(reference).strip()
+    if not _WORD.fullmatch(wanted):
+        raise ValueError(f"the reference {wanted[:60]!r} is not one word")
     first = _WORD.search(response)
-    return float(first is not None and first.group().casefold() == _given(reference).strip().casefold())
+    return float(first is not None and first.group().casefold() == wanted.casefold())
 
 
 def _given(reference: str | None) -> str:

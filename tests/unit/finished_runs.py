@@ -29,22 +29,14 @@ def answer(index: int, reward: float | None, text: str, question: str = "questio
     return Rollout(prompt, 0, (1, 2), (-1.0, -1.0), text, "length" if index % 2 else "stop", 0, score)
 
 
-def finished_run(
-    folder: Path,
-    *,
-    before: Sequence[float | None] = (0.0,) * HELDOUT,
-    after: Sequence[float | None] = (2.0,) * HELDOUT,
-    texts: Sequence[str] | None = None,
-    question: str = "question",
-    trained_on: str = "lesson",
-    steps: Sequence[dict[str, float]] = STEPS,
-    summary: dict[str, object] | None = None,
-    **sections: Any,
-) -> Path:
-    """A run of GRPO (or `algorithm`) in `folder`, which it returns: 2 steps of 4 prompts and 2 samples."""
-    train = {"eval_prompts": HELDOUT, **sections.pop("train", {})}
-    config = run_config(Path("tiny"), "prompts.jsonl", **{"algorithm": {"type": "grpo"}, **sections, "train": train})
-    return fill(folder, config, before, after, texts, question, trained_on, steps, summary or {})
+def finished_run(folder: Path, **what: Any) -> Path:
+    """A run of GRPO (or `algorithm`) in `folder`, which it returns: 2 steps of 4 prompts and 2 samples. `what` are
+    sections of its config, and arguments of `fill`."""
+    sections = {name: what.pop(name) for name in RunConfig.model_fields if name in what}
+    sections["train"] = {"eval_prompts": HELDOUT, **sections.get("train", {})}
+    return fill(
+        folder, run_config(Path("tiny"), "prompts.jsonl", **{"algorithm": {"type": "grpo"}, **sections}), **what
+    )
 
 
 def fill(

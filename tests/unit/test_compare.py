@@ -61,6 +61,7 @@ def test_one_answer_is_a_tie_and_so_is_one_reward(tmp_path: Path) -> None:
 
 def test_runs_that_differ_in_their_seed_are_one_method(tmp_path: Path) -> None:
     runs = [finished_run(tmp_path / f"g{i}", seed=i, name=f"run-{i}", after=[float(i)] * HELDOUT) for i in (0, 2)]
+    runs[1] = finished_run(tmp_path / "g2", seed=2, placement={"threads": 3}, after=[2.0] * HELDOUT)  # and in its place
     runs.append(finished_run(tmp_path / "r0", algorithm=RLOO, after=[1.0] * HELDOUT))
     found = compare_runs(runs)
     assert [(figures.label, figures.seeds) for figures in found.figures] == [("grpo", [0, 2]), ("rloo", [0])]

@@ -1,4 +1,4 @@
-"""Online DPO: which pairs are made, and a loss that equals the definition, TRL's, and itself however it is split."""
+"""Online DPO: the pairs of a batch, and a loss that equals the definition, and itself however it is split."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from torch import Tensor
 
 from rlhf_ray import metrics as names
 from rlhf_ray.algorithms.dpo import OnlineDPO, OnlineDPOConfig
-from rlhf_ray.algorithms.pairs import best_and_worst, pair_losses
 from rlhf_ray.algorithms.report import LossReport, join_reports
 from rlhf_ray.config import RunConfig
 from rlhf_ray.data.batching import microbatches, minibatches
-from rlhf_ray.models.causal_lm import CausalLM, load_causal_lm
-from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.ports import Algorithm
 from rlhf_ray.types import Batch
 from tests.builders import run_config
@@ -68,46 +65,6 @@ def current(batch: Batch, seed: int = 7) -> Tensor:
 
 def loss_of(config: OnlineDPOConfig, batch: Batch, new: Tensor, weights: Tensor) -> tuple[Tensor, LossReport]:
     return OnlineDPO(config).policy_loss(new, torch.zeros_like(new), batch, weights, kl_coef=config.beta)
-
-
-def test_pair_losses_by_hand() -> None:
-    delta = torch.tensor([2.0, -3.0, 0.0, 12.0])
-    log1p = [math.log1p(math.exp(-x)) for x in (1.0, -1.5, 0.0, 6.0)]  # -log sigmoid(0.5 * delta)
-    assert pair_losses(delta, "sigmoid", 0.5).tolist() == pytest.approx(log1p, rel=1e-6)
-    smoothed = [0.9 * loss + 0.1 * (loss + x) for loss, x in zip(log1p, (1.0, -1.5, 0.0, 6.0), strict=True)]
-    assert pair_losses(delta, "sigmoid", 0.5, 0.1).tolist() == pytest.approx(smoothed, rel=1e-6)
-    assert pair_losses(delta, "hinge", 0.5).tolist() == [0.0, 2.5, 1.0, 0.0]
-    assert pair_losses(delta, "ipo", 0.5).tolist() == [1.0, 16.0, 1.0, 121.0]  # (delta - 1)^2
-
-
-def test_the_best_and_the_worst_of_each_prompt_make_its_pair() -> None:
-    batch = make_batch()
-    index, preferred = best_and_worst(batch.rewards, PROMPTS, batch.loss_mask.any(dim=1))
-    # Of prompt 1 all answers are worth the same; of prompt 3 the better one was cut off, so one remains; of 4 as well.
-    assert index.tolist() == [2, 1, 3, 3, 6, 7, 9, 9, 11, 11]
-    assert preferred.tolist() == [True, False, True, False, False]
-
-
-def test_a_prompt_of_which_nothing_can_be_used_keeps_its_place() -> None:
-    usable = torch.tensor([False, False, True, True])
-    index, preferred = best_and_worst(torch.tensor([1.0, 2.0, 5.0, 3.0]), torch.tensor([0, 0, 1, 1]), usable)
-    assert index.tolist() == [0, 0, 2, 3] and preferred.tolist() == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("rewards", "preferred"),
-    [
-        ([0.7, 0.7], False),
-        ([0.7, 0.7 * (1 + 1e-7)], False),  # what float32 rounding leaves of equal rewards
-        ([0.7, 0.7001], True),
-        ([0.0, 0.0], False),
-        ([1e-9, 2e-9], True),  # a reward may have any scale
-        ([-3.0, -3.001], True),
-    ],
-)
-def test_equal_rewards_are_no_preference(rewards: list[float], preferred: bool) -> None:
-    both = torch.ones(2, dtype=torch.bool)
-    assert best_and_worst(torch.tensor(rewards), torch.tensor([5, 5]), both)[1].tolist() == [preferred]
 
 
 def test_the_pairs_are_rows_of_the_batch() -> None:
@@ -328,89 +285,3 @@ def test_the_arithmetic_counts_pairs_and_leaves_the_critic_out() -> None:
 def test_bad_configs_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         online(**changes)
-
-
-PROMPT_IDS = [[1, 2, 3, 4], [5, 6], [7, 8, 9]]
-CHOSEN_IDS = [[10, 11, 12], [13, 14, 15, 16, 17], [18]]
-REJECTED_IDS = [[20, 21], [22, 23, 24], [25, 26, 27, 28]]
-
-
-def interleaved() -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, attention mask and response mask of the pairs above, chosen and rejected in turn."""
-    rows = [
-        (prompt, answer) for prompt, *both in zip(PROMPT_IDS, CHOSEN_IDS, REJECTED_IDS, strict=True) for answer in both
-    ]
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    token_ids = torch.tensor([p + a + [0] * (width - len(p) - len(a)) for p, a in rows])
-    attention = torch.tensor([[t < len(p) + len(a) for t in range(width)] for p, a in rows])
-    return token_ids, attention, torch.tensor([[len(p) <= t < len(p) + len(a) for t in range(width)] for p, a in rows])
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The policy in `0`, another model of the same shape as the reference in `1`."""
-    folder = tmp_path_factory.mktemp("tiny")
-    for seed in (0, 1):
-        tiny_model(folder / str(seed), seed=seed)
-    return folder
-
-
-def trl_loss(tiny: Path, loss: str, beta: float, out: Path) -> tuple[float, dict[str, Tensor], dict[str, float]]:
-    """What TRL's own trainer computes: its loss, the gradient of every parameter, and its metrics."""
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-    from trl import DPOConfig, DPOTrainer
-
-    rows = [
-        {"prompt_ids": p, "chosen_ids": c, "rejected_ids": r}
-        for p, c, r in zip(PROMPT_IDS, CHOSEN_IDS, REJECTED_IDS, strict=True)
-    ]
-    config = DPOConfig(
-        str(out), loss_type=[loss], beta=beta, use_cpu=True, bf16=False, report_to=[], gradient_checkpointing=False
-    )
-    model = load_causal_lm(tiny / "0", torch.float32).train()  # it has no dropout
-    trainer = DPOTrainer(
-        model=model,
-        ref_model=load_causal_lm(tiny / "1", torch.float32),
-        args=config,
-        train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),  # it will not do without
-        processing_class=AutoTokenizer.from_pretrained(tiny / "0"),
-    )
-    value = trainer._compute_loss(trainer.model, trainer.data_collator(rows), return_outputs=False)
-    value.backward()
-    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return value.item(), grads, {name: values[0] for name, values in trainer._metrics["train"].items()}
-
-
-@pytest.mark.parametrize(("loss", "beta"), [("sigmoid", 0.1), ("sigmoid", 2.0), ("ipo", 0.3), ("hinge", 0.4)])
-def test_loss_and_gradient_are_those_of_trl(tiny: Path, tmp_path: Path, loss: str, beta: float) -> None:
-    """The same token ids at temperature 1, in float32."""
-    expected, grads, measured = trl_loss(tiny, loss, beta, tmp_path)
-    token_ids, attention, response = interleaved()
-    policy = CausalLM(load_causal_lm(tiny / "0", torch.float32), temperature=1.0)
-    reference = CausalLM(load_causal_lm(tiny / "1", torch.float32), temperature=1.0)
-    logprobs, entropy = policy(token_ids, attention, response)
-    batch = Batch(
-        token_ids=token_ids,
-        attention_mask=attention,
-        response_mask=response,
-        loss_mask=response,
-        rollout_logprobs=logprobs.detach(),
-        rewards=torch.zeros(6),
-        truncated=torch.zeros(6, dtype=torch.bool),
-        old_logprobs=logprobs.detach(),
-        ref_logprobs=reference(token_ids, attention, response)[0].detach(),
-    )
-    dpo = OnlineDPO(OnlineDPOConfig.model_validate({"loss": loss, "beta": beta}))
-    value, report = dpo.policy_loss(logprobs, entropy, batch, dpo.weights(batch), kl_coef=beta)
-    torch.autograd.backward(value)
-    assert value.item() == pytest.approx(expected, abs=1e-5)
-    found = {name: p.grad for name, p in policy.model.named_parameters() if p.grad is not None}
-    assert found.keys() == grads.keys() and len(found) > 10
-    for name, grad in grads.items():
-        torch.testing.assert_close(found[name], grad, atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
-    assert max(float(grad.abs().max()) for grad in grads.values()) > 1e-3, "all zeros would agree too"
-    ours = (names.TRAIN_ACCURACY, names.TRAIN_MARGIN, names.CHOSEN_REWARD, names.REJECTED_REWARD)
-    theirs = ("rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected")
-    for mine, trls in zip(ours, theirs, strict=True):
-        assert report.sums[mine] == pytest.approx(measured[trls], abs=1e-5), mine

@@ -38,5 +38,7 @@ def test_nothing_to_compare_with_is_an_error_and_no_zero() -> None:
         same_number("", "7", None)
     with pytest.raises(ValueError, match="no reference"):
         same_word("", "7", None)
+    with pytest.raises(ValueError, match="'New York' is not one word"):
+        same_word("", "New York", "New York")
     with pytest.raises(ValueError, match="'seven' has no number"):
         same_number("", "7", "seven")
