@@ -6,7 +6,7 @@ A step's line in `metrics.jsonl` is `{"step": int, <name>: float, ...}`; TensorB
 REWARD_MEAN = "reward/mean"  # of the rubric, before any KL term
 REWARD_STD = "reward/std"
 REWARD_BASELINE = "reward/baseline"  # of REINFORCE: the average of earlier steps, KL penalty included
-REWARD_SOURCE = "reward/{source}"  # mean of each weighted part of the breakdown
+REWARD_SOURCE = "reward/{source}"  # mean of what each source said, before its weight
 QUARANTINED = "reward/quarantined"  # rollouts whose score failed, a count
 
 KL_PER_TOKEN = "kl/k1_per_token"  # mean over response tokens of old_logprobs - ref_logprobs, nats
@@ -54,7 +54,7 @@ TIME_PHASE = "time/{phase}"  # seconds of the step spent waiting for this phase
 TIME_STEP = "time/step"  # without its commit, which counts as time/commit of the next step
 TIME_OVERHEAD = "time/overhead"  # step minus the time inside the models, vLLM, and the weight push
 BUSY = "busy/{role}"  # seconds that the role's actors computed
-TOKENS = "throughput/response_tokens"  # tokens sampled in this step
+TOKENS = "throughput/response_tokens"  # of the rollouts that were trained on
 
 # of runs on fixed data; a line of metrics.jsonl has those of the step's batch, and at an evaluation the held-out ones
 TRAIN_LOSS = "train/loss"

@@ -35,6 +35,7 @@ class UpdateAccount:
 
     def __init__(self) -> None:
         self._minibatches: list[Metrics] = []
+        self._stopped: list[Metrics] = []
         self._norms: list[float] = []
         self._skipped = 0
         self._missing: set[str] = set()
@@ -47,9 +48,13 @@ class UpdateAccount:
             self._norms.append(report.grad_norm)
         self._missing |= set(report.missing)
 
+    def stop(self, metrics: Metrics) -> None:
+        """The minibatch at which the update ended, without a step of its own: what was measured if it was the first."""
+        self._stopped = [metrics]
+
     def metrics(self, role: str) -> Metrics:
         """Means over the minibatches (first ratio and drift: of the first), counts, and the sentinels."""
-        done = self._minibatches
+        done = self._minibatches or self._stopped
         out = {key: sum(m[key] for m in done) / len(done) for key in (done[0] if done else {})}
         out |= {key: done[0][key] for key in (names.FIRST_RATIO, names.FIRST_DRIFT) if key in out}
         out[names.GRAD_NORM.format(role=role)] = sum(self._norms) / max(1, len(self._norms))

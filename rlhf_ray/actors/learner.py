@@ -81,6 +81,7 @@ class PolicyLearner(_Learner):
         engine_dtype = compute_dtype(config.model.dtype)
         self._export = WeightExport(self.engine, engine_dtype, config.rollout.push_bucket_mib << 20)
         self._group: WeightGroup | None = None
+        self._step = 0
 
     def layout(self) -> tuple[Bucket, ...]:
         """How the weights travel."""
@@ -113,6 +114,7 @@ class PolicyLearner(_Learner):
 
     def update(self, batch: Batch, step: int, kl_coef: float) -> Metrics:
         """All inner epochs of the algorithm's policy loss; of TRPO, its one step."""
+        self._step = step
         if isinstance(self.algorithm, TRPO):
             return TrustRegion(self.engine, self.algorithm, batch, kl_coef).update()
 
@@ -131,7 +133,7 @@ class PolicyLearner(_Learner):
                 tensors |= {spec.name: part.cpu().clone() for spec, part in zip(bucket.specs, parts, strict=True)}
         if self.rank == 0:
             method = self.config.algorithm.type.replace("_", "-")
-            card = model_card(self.config.name, self.config.model.path, method, self.engine.steps)
+            card = model_card(self.config.name, self.config.model.path, method, self._step)
             save_policy(folder / "policy", self.folder, tensors, card)
         save_state(self.engine, folder / "state" / self.role)
 

@@ -156,11 +156,9 @@ class LocalRollout:
             return_dict_in_generate=True,
             output_logits=True,
         )
-        found = model.generate(
-            ids.to(model.device),
-            attention_mask=attended.long().to(model.device),
-            generation_config=settings,
-        )
+        with _nothing_but(settings, model):
+            seen = attended.long().to(model.device)
+            found = model.generate(ids.to(model.device), attention_mask=seen, generation_config=settings)
         new = found.sequences[:, width:]
         each = (torch.log_softmax(logits.float() / rollout.temperature, dim=1) for logits in found.logits)
         picked = [logprobs.gather(1, new[:, t, None])[:, 0] for t, logprobs in enumerate(each)]
@@ -205,6 +203,17 @@ class MemoryJournal:
     def commit(self, step: int, state: State, save: Callable[[Path], None]) -> Path:
         """Nothing is written."""
         return Path()
+
+
+@contextlib.contextmanager
+def _nothing_but(settings: Any, model: Any) -> Iterator[None]:
+    """`generate` fills what its settings leave open from the model's own, such as a repetition penalty, which would
+    sample from another distribution than the log-probs say."""
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @contextlib.contextmanager

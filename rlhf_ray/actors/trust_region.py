@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,8 +39,9 @@ class TrustRegion:
         self._names, self._parameters = zip(*engine.trainable.items(), strict=True)
         self._parts = self._split(batch)
         counted = batch.loss_mask.any(dim=1).nonzero().flatten()
-        every = max(1, round(1 / algorithm.config.fisher_fraction))
-        self._sample = self._split(batch.rows(counted[::every])) if every > 1 and len(counted) else self._parts
+        few = math.ceil(algorithm.config.fisher_fraction * len(counted))
+        spread = torch.arange(few) * len(counted) // max(1, few)
+        self._sample = self._split(batch.rows(counted[spread])) if 0 < few < len(counted) else self._parts
 
     def _split(self, batch: Batch) -> list[tuple[Batch, Tensor, Tensor]]:
         """This rank's microbatches, with the weights of the loss `[B, T]` and those of the mean over tokens `[N]`."""
@@ -52,12 +54,12 @@ class TrustRegion:
     def update(self) -> Metrics:
         """Moves the weights, or leaves them exactly as they were if no step of the line search is good; metrics."""
         config = self._algorithm.config
-        loss, gradient, metrics = self._gradient()
+        loss, gradient, missing, metrics = self._gradient()
         old = flat([parameter.detach() for parameter in self._parameters]).clone()
         norm = float(gradient.norm())
         metrics |= {
             names.GRAD_NORM.format(role="policy"): norm,
-            names.MISSING_GRADIENTS.format(role="policy"): 0.0,
+            names.MISSING_GRADIENTS.format(role="policy"): float(len(missing)),
             names.SKIPPED_UPDATES.format(role="policy"): float(not torch.isfinite(gradient).all()),
             names.UPDATES.format(role="policy"): 0.0,
             names.POLICY_KL_TO_OLD: 0.0,
@@ -77,16 +79,20 @@ class TrustRegion:
         self._set(old)
         return metrics
 
-    def _gradient(self) -> tuple[float, Tensor, Metrics]:
-        total, reports = torch.zeros_like(flat(self._parameters)), []
+    def _gradient(self) -> tuple[float, Tensor, set[str], Metrics]:
+        """The loss, its gradient, the parameters that no loss depends on, and metrics."""
+        total, reports, missing = torch.zeros_like(flat(self._parameters)), [], set(self._names)
         for part, weights, _ in self._parts:
             loss, report = self._loss(part, weights)
-            total += flat(torch.autograd.grad(loss, self._parameters, materialize_grads=True))
+            parts = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            missing -= {name for name, part in zip(self._names, parts, strict=True) if part is not None}
+            filled = zip(parts, self._parameters, strict=True)
+            total += flat([torch.zeros_like(p) if part is None else part for part, p in filled])
             reports.append(report)
         metrics = over_ranks(join_reports(reports))
         dist.all_reduce(total)
         self._engine.forget_gradients()
-        return metrics[names.POLICY_LOSS], total, metrics
+        return metrics[names.POLICY_LOSS], total, missing, metrics
 
     def _loss(self, part: Batch, weights: Tensor) -> Any:
         logprobs, entropy = self._module(part.token_ids, part.attention_mask, part.response_mask)

@@ -52,6 +52,7 @@ def run_epochs(
         totals = over_ranks(join_reports(reports))
         if algorithm.stops(totals):
             engine.discard()
+            account.stop(totals)
             break
         done = engine.step()
         if not done.applied:

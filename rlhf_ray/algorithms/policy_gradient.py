@@ -99,7 +99,9 @@ class PolicyGradient(abc.ABC, Generic[Config]):
             losses = losses - config.entropy_coef * entropy
         if config.kl_placement == "loss":
             ref = torch.where(mask, present(batch.ref_logprobs, "ref_logprobs"), 0.0)
-            losses = losses + kl_coef * ops.kl_loss(new, ref, config.kl_estimator or "k2")
+            kl = ops.kl_loss(new, ref, config.kl_estimator or "k2")
+            weigh = truncated_importance(batch, config.importance, config.importance_cap) if config.importance else 1.0
+            losses = losses + kl_coef * weigh * kl
         loss = (weights * losses).sum()
         return loss, surrogate_report(loss, weights, new, old, entropy, clipped)
 

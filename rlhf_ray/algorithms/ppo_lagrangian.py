@@ -54,8 +54,8 @@ class PPOLagrangian(PPO):
         mean = float(costs.double().mean())
         if adapt:
             low, high = self.config.multiplier_range
-            moved = price * math.exp(self.config.multiplier_rate * (mean - self.config.cost_budget))
-            self._multiplier = min(max(moved, low), high)
+            moved = math.log(price) + self.config.multiplier_rate * (mean - self.config.cost_budget)
+            self._multiplier = math.exp(min(max(moved, math.log(low)), math.log(high)))
         return out, metrics | {names.COST_MEAN: mean, names.MULTIPLIER: price}
 
     def state_dict(self) -> State:

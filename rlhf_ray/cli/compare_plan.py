@@ -23,11 +23,12 @@ from rlhf_ray.resources import checkpoint_gib
 _ALIASES = {"dpo": "online_dpo"}
 _CLIPPING = ("clip_range", "clip_range_high", "dual_clip")
 _NOT_SHARED = {
+    "reinforce": _CLIPPING,
     "trpo": ("old_logprobs", *_CLIPPING),
     "gspo": _CLIPPING,
     "cispo": _CLIPPING,
 }
-"""Settings that have the name of the recipe's but another meaning: TRPO's one step has no clipping; GSPO clips the
+"""Settings that have the name of the recipe's but another meaning: REINFORCE and TRPO have no clipping; GSPO clips the
 ratio of a whole answer, CISPO a weight, each on a scale of its own."""
 
 
@@ -89,9 +90,15 @@ def carried_over(recipe: AlgorithmConfig, algorithm: type[AlgorithmConfig]) -> t
         return {"type": name, **told}, f"{name}: as in the recipe"
     barred = _NOT_SHARED.get(name, ())
     kept = {key: value for key, value in told.items() if key in algorithm.model_fields and key not in barred}
+    if kept.get("kl_placement", _default(algorithm, "kl_placement")) != getattr(recipe, "kl_placement", None):
+        kept.pop("kl_estimator", None)  # an estimator is one of the reward or of the loss
     left = sorted(told.keys() - kept.keys())
     note = f"{name}: its own defaults" + "".join(f", {key} = {value}" for key, value in kept.items())
     return {"type": name, **kept}, note + (f"; not taken over from the recipe: {', '.join(left)}" if left else "")
+
+
+def _default(algorithm: type[AlgorithmConfig], key: str) -> object:
+    return algorithm.model_fields[key].default if key in algorithm.model_fields else None
 
 
 def check_all(plan: RunPlan, folders: Sequence[Path]) -> tuple[list[tuple[RunConfig, Path]], list[str]]:

@@ -74,11 +74,13 @@ def check_policy_loss(
 def check_group_advantages(
     function: Callable[[Array, Array], Array],
     leave_one_out: bool = False,
-    scale: bool = True,
+    scale: bool | None = None,
     tolerance: float = 1e-5,
 ) -> None:
-    """`function(rewards [B], groups [B]) -> [B]`: GRPO's (`scale`) or RLOO's (`leave_one_out`) advantage of an answer.
+    """`function(rewards [B], groups [B]) -> [B]`: GRPO's or RLOO's (`leave_one_out`) advantage of an answer, divided by
+    the group's deviation if `scale` (None: GRPO's is, RLOO's is not).
     Groups of equal rewards, and of one answer, are exactly 0; order of rows and names of groups mean nothing."""
+    scale = not leave_one_out if scale is None else scale
     draw = np.random.default_rng(4)
     groups = np.repeat([0, 1, 2, 3, 4], [4, 4, 2, 3, 1])
     rewards = draw.normal(size=14)

@@ -64,7 +64,7 @@ tags: [rlhf, {algorithm}, rlhf-ray]
 
 # {run}, step {step}
 
-`{base}` aligned with {algorithm.upper()} by [rlhf-ray], run `{run}`, after {step} optimizer steps of the policy.
+`{base}` aligned with {algorithm.upper()} by [rlhf-ray], run `{run}`, after {step} training steps.
 The run directory holds the configuration (`config.yaml`), the environment (`manifest.json`), all metrics and the
 sampled rollouts. Adapters, if the run used any, are merged into these weights.
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from rlhf_ray import metrics as m
 from rlhf_ray.errors import UserError
-from rlhf_ray.evaluation.intervals import Interval, bootstrap
+from rlhf_ray.evaluation.intervals import Interval, bootstrap, wilson_interval
 from rlhf_ray.report.comparable import check_comparable
 from rlhf_ray.report.finished import FinishedRun, PerStep, read_finished, reward_of
 from rlhf_ray.rundir.lines import finite
@@ -52,7 +52,7 @@ class Figures:
     win_rate: Estimate | None
     """Of its answers against the baseline's to the same held-out prompts, ties half; None for the baseline itself."""
     kl_per_token: float
-    """To the reference, of the held-out answers after training (k1, nats)."""
+    """To the reference (k1, nats), of all held-out answers after training that could be scored."""
     truncated: float
     """Of the held-out answers after training."""
     tokens: float
@@ -102,7 +102,8 @@ def compare_runs(paths: Sequence[Path]) -> Comparison:
     if not prompts:
         raise UserError("no held-out prompt has an answer with a reward in all runs: there is nothing to compare")
     figures = [_figures(method, methods[0], prompts) for method in methods]
-    return Comparison(methods, figures, prompts, len(asked) - len(prompts), _lead(methods, figures, prompts))
+    left_out = max(len(asked), int(str(runs[0].setting("train", "eval_prompts")))) - len(prompts)
+    return Comparison(methods, figures, prompts, left_out, _lead(methods, figures, prompts))
 
 
 def by_method(runs: Sequence[FinishedRun]) -> list[Method]:
@@ -191,12 +192,21 @@ def _figures(method: Method, baseline: Method, prompts: Sequence[str]) -> Figure
         rollouts=runs[0].rollouts,
         reward=float(np.mean([_rewards(run.after, prompts) for run in runs])),
         gain=resampled(np.array([gains(run, prompts) for run in runs])),
-        win_rate=None if method is baseline else resampled(wins),
+        win_rate=None if method is baseline else _win_rate(wins),
         kl_per_token=float(np.mean([run.figure("kl_to_reference_per_token") for run in runs])),
-        truncated=float(np.mean([run.figure("truncated_after") for run in runs])),
+        truncated=float(np.mean([[run.after[key]["finish_reason"] == "length" for key in prompts] for run in runs])),
         tokens=float(np.mean([run.tokens[-1] for run in runs])),
         seconds=float(np.mean([run.seconds[-1] for run in runs])),
     )
+
+
+def _win_rate(wins: Float[np.ndarray, "seeds others prompts"]) -> Estimate:
+    """The mean. Where all are won, or all lost, there is nothing to resample: Wilson's interval over the prompts."""
+    found = resampled(wins)
+    if 0 < found.value < 1:
+        return found
+    prompts = wins.shape[-1]
+    return Estimate(found.value, wilson_interval(found.value * prompts, prompts))
 
 
 def _lead(methods: Sequence[Method], figures: Sequence[Figures], prompts: Sequence[str]) -> Estimate | None:

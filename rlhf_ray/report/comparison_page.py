@@ -24,6 +24,7 @@ COLUMNS = (
     "KL per token", "cut off", "tokens sampled", "training time",
 )  # fmt: skip
 _SAMPLES = 6
+_FEWEST = 6  # held-out prompts from which an interval can be bootstrapped at all
 _AXES = (
     ("kl", "kl_per_token", "Reward against KL", "KL per token to the reference (k1, nats)"),
     ("tokens", "tokens", "Reward against tokens", "response tokens sampled so far"),
@@ -71,6 +72,8 @@ def headline(comparison: Comparison) -> tuple[str, Verdict]:
         return text, Verdict("unknown", "One method only", over)
     second, (low, high) = comparison.ranked[1].label, comparison.lead.ci95
     difference = f"{show(comparison.lead.value, sign=True)}, {span((low, high), show)}"
+    if len(comparison.prompts) < _FEWEST:
+        return text, Verdict("unknown", f"Fewer than {_FEWEST} held-out prompts tell nothing", over)
     if low > 0:
         return text, Verdict("up", f"Ahead of {second}: {difference}", over)
     return text, Verdict("same", f"Not clearly ahead of {second}: {difference}, which includes zero", over)

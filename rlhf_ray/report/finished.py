@@ -13,7 +13,7 @@ from rlhf_ray import metrics as m
 from rlhf_ray.errors import UserError
 from rlhf_ray.report.facts import number
 from rlhf_ray.report.files import RunFiles, read_run
-from rlhf_ray.rundir.rollout_table import read_rollouts
+from rlhf_ray.rundir.rollout_table import REPEATED, read_rollouts
 
 Row = Mapping[str, object]
 PerStep = Float[np.ndarray, " steps"]
@@ -84,7 +84,8 @@ class FinishedRun:
         """The training prompts of a step, as JSON messages by id; none if its table is not there any more."""
         table = self.files.path / "rollouts" / f"step-{step:06d}.parquet"
         rows = read_rollouts(table) if table.is_file() else []
-        return {str(row["prompt_id"]).partition("#")[0]: str(row["messages"]) for row in rows}
+        found = {str(row["prompt_id"]): str(row["messages"]) for row in rows}
+        return {key: text for key, text in found.items() if REPEATED.sub("", key) not in found.keys() - {key}}
 
 
 def is_finished(path: Path) -> bool:

@@ -67,7 +67,7 @@ class ProgressView:
     def __init__(self, num_steps: int, title: str = "PPO", console: Console | None = None) -> None:
         self._num_steps = num_steps
         self._title = title
-        self._console = console or Console()
+        self._console = console or Console(stderr=True)  # stdout is for results
         self._first: dict[str, float] = {}
         self._latest: dict[str, float] = {}
         self._step = 0

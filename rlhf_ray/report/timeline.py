@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf_ray.report.curves import Chart, Panel, Series
@@ -33,7 +33,7 @@ def timeline(run_dir: Path) -> list[Chart]:
     for row, (lane, spans) in enumerate(sorted(lanes.items(), reverse=True)):
         ends = [(begin - start, end - start) for begin, end in spans]
         rows.append(Series(lane, [begin for begin, _ in ends], [float(row)] * len(ends), ends=ends))
-        shares.append(f"{lane} {sum(after - before for before, after in ends) / (end - start):.0%}")
+        shares.append(f"{lane} {_covered(ends) / (end - start):.0%}")
     words = f"Steps {steps[0][0]} to {steps[-1][0]} took {end - start:.0f} s, of which each computed: "
     words += ", ".join(reversed(shares)) + "."
     note = (
@@ -41,6 +41,15 @@ def timeline(run_dir: Path) -> list[Chart]:
     )
     panel = Panel("", rows, kind="spans")
     return [Chart("timeline", "Timeline of roles", note, "seconds", [panel], words, wide=True, x_kind="number")]
+
+
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Seconds in which at least one of `spans` lasts: a role's replicas compute at the same time."""
+    covered, reached = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        covered += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return covered
 
 
 def write_trace(run_dir: Path) -> Path | None:

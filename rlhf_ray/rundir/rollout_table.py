@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no
 if TYPE_CHECKING:  # types.py loads torch, which a reader of the table does not need
     from rlhf_ray.types import Rollout
 
+REPEATED = re.compile(r"#r?\d+$")
+"""On the id of a prompt that comes again in one step: at the border of two epochs, or in a later round of dynamic
+sampling (`#r`)."""
 SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),

@@ -19,7 +19,8 @@ def wrapped(config: RunConfig, roles: Roles, next_step: int) -> Roles:
         bound = config.sentinels.rollout_drift_mean
         roles = replace(roles, policy=ReusedLogprobs(roles.policy, bound, roles.journal))
     if train.dynamic_sampling is not None:
-        sampling = DynamicSampling(roles.prompts, roles.rollout, roles.reward, train.dynamic_sampling.max_rounds)
+        rounds, truncated = train.dynamic_sampling.max_rounds, config.reward.truncated
+        sampling = DynamicSampling(roles.prompts, roles.rollout, roles.reward, rounds, truncated)
         roles = replace(roles, rollout=sampling, reward=sampling, found=sampling.found)
     if train.max_lag:
         samples = config.rollout.samples_per_prompt

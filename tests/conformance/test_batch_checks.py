@@ -21,6 +21,7 @@ from rlhf_ray.algorithms.groups import returns_to_go
 from rlhf_ray.data.batching import collate
 from rlhf_ray.models.causal_lm import CausalLM, load_causal_lm
 from rlhf_ray.models.tiny import tiny_model
+from rlhf_ray.rewards.base import TruncatedConfig
 from rlhf_ray.types import Message, Prompt, Rollout, Score
 from rlhf_ray.weight_sync.bucket import checksum
 from rlhf_ray.wrappers.dynamic_sampling import DynamicSampling
@@ -110,7 +111,7 @@ def dynamic(take: Callable[[int], list[int]], teaches: Callable[[int], bool], wa
 
     prompts: Any = SimpleNamespace(take=lambda n: [Prompt(str(i), (), (1,)) for i in take(n)])
     ports: Any = SimpleNamespace(generate=generate, submit=submit)
-    sampling = DynamicSampling(prompts, ports, ports, 1000)
+    sampling = DynamicSampling(prompts, ports, ports, 1000, TruncatedConfig())
     found = sampling.submit(sampling.generate(prompts.take(wanted), 2, 1))()
     return [int(one.prompt.id) for one in found if one.sample_index == 0]
 

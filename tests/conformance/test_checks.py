@@ -78,7 +78,7 @@ CONFORMS: dict[str, Callable[[], None]] = {
     "advantages": lambda: conformance.check_advantages(_gae),
     "clipped surrogate": lambda: conformance.check_policy_loss(_surrogate),
     "GRPO": lambda: conformance.check_group_advantages(_grpo),
-    "RLOO": lambda: conformance.check_group_advantages(_rloo, leave_one_out=True, scale=False),
+    "RLOO": lambda: conformance.check_group_advantages(_rloo, leave_one_out=True),
     "whitening": lambda: conformance.check_whitening(lambda x, mask: ops.whiten(_t(x), _t(mask))),
     "k2 as a loss": lambda: conformance.check_kl_penalty_gradient(_penalty_gradient("k2")),
     "k3 as a loss": lambda: conformance.check_kl_penalty_gradient(_penalty_gradient("kl_loss")),

@@ -168,6 +168,8 @@ def test_the_fisher_matrix_of_a_sample_is_a_mean_over_the_sample(one_rank: None)
         trust_region_step(features, theta, actions, advantages, 0.01, 0.01, 10, share) for share in (1.0, 0.5, 0.25)
     )
     torch.testing.assert_close(half, whole, rtol=1e-3, atol=1e-4)  # every second row of rows that come twice
+    most = trust_region_step(features, theta, actions, advantages, 0.01, 0.01, 10, 0.8)
+    assert 0 < (most - whole).abs().max() < (quarter - whole).abs().max(), "ten rows of twelve"
     assert (quarter - whole).abs().max() > 1e-2
 
 

@@ -44,11 +44,13 @@ def _sampled(model: Any, samples: int, tokens: int) -> list[Rollout]:
 
 def test_the_local_sampler_draws_from_the_whole_distribution(model: Any) -> None:
     """Whatever the model's own generation settings say; by brute force over the vocabulary."""
-    for name, value in {"top_p": 0.05, "top_k": 3, "temperature": 0.1}.items():
+    own = {"top_p": 0.05, "top_k": 3, "temperature": 0.1, "min_p": 0.9}
+    for name, value in own.items():
         setattr(model.generation_config, name, value)
     with torch.no_grad():
         logits = model(torch.tensor([PROMPT.token_ids])).logits[0, -1].double().tolist()
     found = _sampled(model, 400, 1)
+    assert {name: getattr(model.generation_config, name) for name in own} == own, "they are the model's, and stay"
     nucleus = oracles.top_p_log_softmax(logits, TEMPERATURE, 0.5)
     outside = sum(math.isinf(nucleus[one.response_ids[0]]) for one in found) / len(found)
     whole = oracles.log_softmax(logits, TEMPERATURE)

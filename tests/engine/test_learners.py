@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf_ray import metrics as names
 from rlhf_ray.models.tiny import tiny_model
 from tests.builders import random_batch, run_config
 from tests.distributed import on_ranks
@@ -122,6 +123,22 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     assert first > 1e-5 and after > 1e-5 and poisoned == 0.0
     assert {steps for *_, steps in answers} == {2}
     assert load_file(tmp_path / "quarantine" / "policy-step-000001-0.safetensors")["advantages"].isnan().any()
+
+
+def _stopped(rank: int, tiny: Path, out: Path) -> dict[str, float]:
+    from rlhf_ray.actors.learner import PolicyLearner
+
+    algorithm = {"max_kl_to_old": 1e-9, "num_minibatches": 2}
+    learner = PolicyLearner(run_config(tiny, algorithm=algorithm, policy=_settings({}, 1, 0)), tiny, out, None)
+    return learner.update(random_batch(ROWS, WIDTH, VOCABULARY), 1, 0.1)
+
+
+def test_an_update_that_stops_at_once_tells_what_it_saw(tiny: Path, tmp_path: Path) -> None:
+    """With the engine's log-probs as the old ones that is their drift, by which they go out of use."""
+    (metrics,) = on_ranks(1, _stopped, tiny, tmp_path)
+    assert metrics["policy/updates"] == 0.0 and metrics["policy/skipped_updates"] == 0.0
+    assert metrics[names.FIRST_DRIFT] > 0.1, "the random batch was not sampled from this policy"
+    assert metrics[names.POLICY_KL_TO_OLD] > 1e-9
 
 
 def _export(rank: int, tiny: Path, out: Path, ranks: int, stage: int) -> None:

@@ -49,6 +49,7 @@ def test_one_step_within_the_region_alike_on_one_rank_and_on_two(tiny: Path, tmp
         assert 0 < metrics[names.POLICY_KL_TO_OLD] <= MAX_KL
     assert alone["metrics"][0][names.FIRST_RATIO] > 0.01, "the random batch was not sampled from this policy"
     assert alone["metrics"][1][names.POLICY_LOSS] < alone["metrics"][0][names.POLICY_LOSS]
+    assert "after 2 training steps" in (tmp_path / "saved-1-0" / "policy" / "README.md").read_text()
     assert any((alone["before"][name] != alone["after"][name]).any() for name in alone["before"])
     for (ranks, stage), answers in found.items():
         assert answers[0]["moments"] == 0

@@ -16,6 +16,8 @@ from tiny_folders import run_config
 
 from rlhf_ray.algorithms.grpo import GRPOConfig
 from rlhf_ray.algorithms.ppo import PPOConfig
+from rlhf_ray.algorithms.reinforce import REINFORCEConfig
+from rlhf_ray.algorithms.reinforce_pp import REINFORCEPlusPlusBaselineConfig
 from rlhf_ray.algorithms.rloo import RLOOConfig
 from rlhf_ray.algorithms.trpo import TRPOConfig
 from rlhf_ray.cli.compare_plan import RunPlan, carried_over, known_algorithms, plan_runs
@@ -90,6 +92,13 @@ def test_what_the_recipe_says_of_its_algorithm_is_carried_over_where_it_means_th
     assert carried_over(ppo, TRPOConfig)[0] == {
         "type": "trpo", "num_minibatches": 2, "kl_coef": 0.2, "gae_lambda": 0.9,
     }  # fmt: skip
+    high = carried_over(PPOConfig(clip_range_high=0.3), REINFORCEConfig)[0]
+    assert REINFORCEConfig.model_validate(high).clip_range_high is None, "it has no clipping to widen"
+    in_loss = GRPOConfig(kl_estimator="k3")
+    assert carried_over(in_loss, RLOOConfig)[0] == {"type": "rloo"}, "its KL is in the reward"
+    assert carried_over(in_loss, REINFORCEPlusPlusBaselineConfig)[0]["kl_estimator"] == "k3", "in the loss as well"
+    placed = PPOConfig(kl_placement="loss", kl_estimator="k3")
+    assert carried_over(placed, RLOOConfig)[0] == {"type": "rloo", "kl_placement": "loss", "kl_estimator": "k3"}
     assert carried_over(RLOOConfig(), GRPOConfig) == ({"type": "grpo"}, "grpo: its own defaults")
 
 

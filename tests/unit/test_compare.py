@@ -41,6 +41,13 @@ def test_the_figures_of_two_runs(tmp_path: Path) -> None:
     assert found.resampled == "held-out prompts"
 
 
+def test_a_clean_sweep_is_not_certain(tmp_path: Path) -> None:
+    """Wilson's interval of 4 of 4: from 4 / (4 + 1.96^2)."""
+    won = two(tmp_path, after=[3.0] * HELDOUT).figures[1].win_rate
+    assert won is not None and won.value == 1.0
+    assert won.ci95 == pytest.approx((4 / (4 + 1.96**2), 1.0))
+
+
 def test_the_gain_is_what_training_added(tmp_path: Path) -> None:
     found = two(tmp_path, before=[-1.0, 0.0, 1.0, 2.0], after=[0.0, 1.0, 2.0, 3.0], seed=1)
     assert found.figures[1].gain.value == 1.0 and found.figures[1].gain.ci95 == (1.0, 1.0)
@@ -87,6 +94,9 @@ def test_prompts_that_could_not_be_scored_are_left_out_everywhere(tmp_path: Path
     found = two(tmp_path, {"after": [None, 2.0, 2.0, 2.0]}, before=[0.0, 0.0, 0.0, None], after=[9.0, 1.0, 3.0, 9.0])
     assert (found.prompts, found.left_out) == (["p1", "p2"], 2)
     assert found.figures[1].gain.value == 2.0
+    failed = two(tmp_path / "all", {"before": [0.0] * 3, "after": [2.0] * 3}, before=[0.0] * 3, after=[1.0] * 3)
+    assert failed.left_out == 1, "in no run's table at all"
+    assert failed.figures[0].truncated == 1 / 3, "of the prompts that count: p1"
     none = finished_run(tmp_path / "none", after=[None] * HELDOUT, algorithm=RLOO)
     with pytest.raises(UserError, match="no held-out prompt has an answer with a reward in all runs"):
         compare_runs([tmp_path / "one", none])
@@ -175,10 +185,14 @@ def test_curves_are_means_over_seeds_between_the_lowest_and_the_highest(tmp_path
 
 
 def test_the_headline_claims_no_more_than_the_interval(tmp_path: Path) -> None:
-    text, verdict = headline(two(tmp_path, after=[3.0] * HELDOUT))
+    six: dict[str, Any] = {"train": {"eval_prompts": 6}, "before": [0.0] * 6}
+    grpo = {**six, "after": [2.0] * 6}
+    text, verdict = headline(two(tmp_path, grpo, after=[3.0] * 6, **six))
     assert text == "Largest held-out gain: rloo, +3.00 (95% interval 3.00 to 3.00)"
     assert (verdict.tone, verdict.text) == ("up", "Ahead of grpo: +1.00, 95% interval 1.00 to 1.00")
-    _, verdict = headline(two(tmp_path / "close", after=[0.0, 8.0, 1.0, 1.0]))
+    _, verdict = headline(two(tmp_path / "close", grpo, after=[0.0, 8.0, 1.0, 1.0, 3.0, 2.0], **six))
+    few = headline(two(tmp_path / "few", after=[3.0] * HELDOUT))[1]
+    assert (few.tone, few.text) == ("unknown", "Fewer than 6 held-out prompts tell nothing")
     assert verdict.tone == "same" and verdict.text.startswith("Not clearly ahead of grpo: +0.50, 95% interval \u2212")
 
 
@@ -216,10 +230,10 @@ def test_the_page_holds_the_facts_and_hostile_text_stays_text(tmp_path: Path) ->
 
 
 def test_the_figures_are_there_for_machines(tmp_path: Path) -> None:
-    found = json.loads(as_json(two(tmp_path, {"summary": {"truncated_after": None}}, after=[3.0] * HELDOUT)))
+    found = json.loads(as_json(two(tmp_path, {"summary": {"kl_to_reference_per_token": None}}, after=[3.0] * HELDOUT)))
     assert (found["baseline"], found["heldout_prompts"], found["heldout_prompts_left_out"]) == ("grpo", 4, 0)
     assert found["intervals"] == "95 %, bootstrap over held-out prompts"
     grpo, rloo = found["methods"]
-    assert grpo["win_rate"] is None and rloo["win_rate"] == {"value": 1.0, "ci95": [1.0, 1.0]}
-    assert grpo["truncated"] is None, "not known, and JSON has no NaN"
+    assert grpo["win_rate"] is None and rloo["win_rate"]["value"] == 1.0 and len(rloo["win_rate"]["ci95"]) == 2
+    assert grpo["kl_per_token"] is None, "not known, and JSON has no NaN"
     assert found["runs"][1]["curve"]["tokens"] == [30.0, 80.0] and found["runs"][1]["seed"] == 0

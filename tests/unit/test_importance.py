@@ -58,6 +58,21 @@ def test_a_weight_multiplies_the_advantage_and_nothing_else(level: str) -> None:
     assert metrics[names.IMPORTANCE_CUT] > 0
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_the_kl_of_a_loss_is_weighed_as_the_advantage_is(level: str) -> None:
+    """Both are means over what the learner's policy would have sampled. Without advantages the loss is the KL alone."""
+    batch = random_batch(4, 12, 50)
+    settings = {"type": "grpo", "importance": level, "importance_cap": 1.1, "aggregation": "token_mean"}
+    config = GRPOConfig.model_validate(settings)
+    batch = batch.with_(advantages=torch.zeros_like(batch.rollout_logprobs))
+    assert batch.old_logprobs is not None and batch.ref_logprobs is not None
+    weights = config.make().weights(batch)
+    loss, _ = config.make().policy_loss(batch.old_logprobs, torch.zeros_like(weights), batch, weights, 0.3)
+    squares = (batch.old_logprobs - batch.ref_logprobs)[batch.loss_mask].double() ** 2 / 2
+    sampled = truncated_importance(batch, config.importance or "token", 1.1)[batch.loss_mask].double()
+    assert float(loss) == pytest.approx(0.3 * float((sampled * squares).mean()), rel=1e-5)
+
+
 def test_what_the_engine_itself_says_needs_no_weight() -> None:
     batch = random_batch(4, 12, 50)
     same = batch.with_(old_logprobs=batch.rollout_logprobs)

@@ -35,6 +35,12 @@ def test_the_chart_shows_the_last_steps_with_the_share_that_each_role_computed(t
     json.dumps(chart.spec())
 
 
+def test_replicas_that_compute_together_count_once(tmp_path: Path) -> None:
+    lanes = {"rollout": [[0.0, 6.0], [1.0, 3.0], [5.0, 8.0], [9.0, 10.0]]}
+    (tmp_path / "spans.jsonl").write_text(json.dumps({"step": 1, "lanes": lanes}) + "\n")
+    assert "rollout 90%" in timeline(tmp_path)[0].summary
+
+
 def test_the_trace_has_every_span_in_microseconds(tmp_path: Path) -> None:
     _run(tmp_path, 7)
     path = write_trace(tmp_path)

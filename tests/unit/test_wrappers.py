@@ -18,6 +18,7 @@ from rlhf_ray.config import RunConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.loop import Progress, restore, train
 from rlhf_ray.ports import Metrics
+from rlhf_ray.rewards.base import TruncatedConfig
 from rlhf_ray.types import Batch, Prompt, Rollout, Score
 from rlhf_ray.wrappers.dynamic_sampling import DynamicSampling
 from rlhf_ray.wrappers.lagged import LaggedRollouts
@@ -109,11 +110,59 @@ def test_dynamic_sampling_keeps_what_could_not_be_scored_on_record() -> None:
 def test_dynamic_sampling_gives_up_with_the_setting_to_change() -> None:
     fakes = world(8, critic=False)
     even = FakePrompts([prompt for prompt in prompts(16) if not int(prompt.id[1:]) % 2])
-    sampling = DynamicSampling(even, fakes.engines, _Tasteful([]), 3)
+    sampling = DynamicSampling(even, fakes.engines, _Tasteful([]), 3, TruncatedConfig())
     scored = sampling.submit(sampling.generate(even.take(2), 2, 1))
     with pytest.raises(RunError, match=r"2 of 2 prompts.*after 3 rounds.*max_rounds"):
         scored()
     assert len(even.taken) == 3, "the prompts of a round after the last were taken for nothing"
+
+
+@pytest.mark.parametrize(
+    ("truncated", "teaches"),
+    [
+        (TruncatedConfig(mode="score"), True),
+        (TruncatedConfig(mode="mask"), False),
+        (TruncatedConfig(mode="penalize", penalty=1.0), False),  # 1 and 2 - 1
+    ],
+)
+def test_dynamic_sampling_compares_what_the_batch_will_have(truncated: TruncatedConfig, teaches: bool) -> None:
+    """Every second answer was cut off and is worth 2, the first 1."""
+    source = FakePrompts(prompts(4))
+    engines = FakeEngines([], frozenset(f"{prompt.id}/1" for prompt in prompts(4)))
+    sampling = DynamicSampling(source, engines, FakeReward([]), 1, truncated)
+    scored = sampling.submit(sampling.generate(source.take(2), 2, 1))
+    if teaches:
+        assert len(scored()) == 4
+    else:
+        with pytest.raises(RunError, match="2 of 2 prompts"):
+            scored()
+
+
+def test_dynamic_sampling_tells_why_nothing_could_be_scored() -> None:
+    source = FakePrompts(prompts(4))
+    errors = {f"{prompt.id}/{sample}": "judge: it is down" for prompt in prompts(4) for sample in (0, 1)}
+    sampling = DynamicSampling(source, FakeEngines([]), FakeReward([], errors), 9, TruncatedConfig())
+    scored = sampling.submit(sampling.generate(source.take(2), 2, 1))
+    with pytest.raises(RunError, match=r"after 1 rounds, because 4 rollouts could not be scored \(.*it is down"):
+        scored()
+    assert len(source.taken) == 1, "other prompts were tried on a reward that does not work"
+
+
+def test_a_prompt_that_is_tried_again_in_a_step_is_sampled_anew() -> None:
+    """Two prompts, of which p0 teaches nothing: its name, hence the seed of its answers, changes in each round."""
+    source, asked = FakePrompts(prompts(2)), []
+
+    class Engines(FakeEngines):
+        def generate(self, prompts_P: Sequence[Prompt], num_samples: int, step: int) -> Iterator[Rollout]:
+            asked.append([prompt.id for prompt in prompts_P])
+            yield from super().generate(prompts_P, num_samples, step)
+
+    sampling = DynamicSampling(source, Engines([]), _Tasteful([]), 6, TruncatedConfig())
+    scored = sampling.submit(sampling.generate(source.take(2), 2, 1))
+    with pytest.raises(RunError, match="1 of 2 prompts"):
+        scored()
+    again = [prompt for names in asked[1:] for prompt in names]
+    assert len(again) == len(set(again)) >= 2 and all(prompt.startswith("p0#r") for prompt in again)
 
 
 class _Slow(FakeEngines):
