@@ -59,15 +59,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
     written and count from the current directory. Raises `UserError` with one line per mistake.
     """
     file = find_recipe(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read as text: {error}") from error
-    tree = _parse_yaml(text, str(file))
-    if not isinstance(tree, dict):
-        raise UserError(f"{file} holds {_short(tree)} instead of `key: value` lines")
+    tree = read_tree(file)
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     kind = tree.get("kind", "online")
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{file}: kind must be one of {', '.join(KINDS)} (got {_short(kind)})")
@@ -76,6 +70,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
     except ValidationError as error:
         lines = explain(error, KINDS[kind])
         raise UserError("\n  ".join([f"{file} has {_count(len(lines), 'mistake')}:", *lines])) from None
+
+
+def read_tree(file: Path) -> dict[object, object]:
+    """The mapping in a YAML file; `UserError` if it is none."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as text: {error}") from error
+    tree = _parse_yaml(text, str(file))
+    if not isinstance(tree, dict):
+        raise UserError(f"{file} holds {_short(tree)} instead of `key: value` lines")
+    return tree
 
 
 def dump_config(config: AnyConfig) -> str:
@@ -93,7 +99,7 @@ def _parse_yaml(text: str, where: str) -> object:
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
 
 
-def _apply(tree: dict[object, object], override: str) -> None:
+def apply_override(tree: dict[object, object], override: str) -> None:
     """Sets one `a.b=value` in `tree`, creating the mappings on the way."""
     dotted, equals, text = override.partition("=")
     parts = dotted.split(".")

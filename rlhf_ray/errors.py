@@ -10,6 +10,12 @@ class UserError(Exception):
     exit_code = 2
 
 
+class GateError(Exception):
+    """A gate said no (exit code 3). The message says which figure, and what it had to be."""
+
+    exit_code = 3
+
+
 class RunError(Exception):
     """A run that started and cannot go on (exit code 1). The message names the actor or stage at fault."""
 

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from rlhf_ray.cli.data import data_app
-from rlhf_ray.errors import RunError, UserError
+from rlhf_ray.cli.keys import keys_app
+from rlhf_ray.errors import GateError, RunError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +29,7 @@ app = typer.Typer(
     help="RLHF on Ray: reward models and PPO from one YAML file. Start with [bold]rlhf-ray demo[/bold].",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(keys_app, name="keys")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
 
 
@@ -61,7 +63,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         return 130
-    except (UserError, RunError) as error:
+    except (UserError, GateError, RunError) as error:
         if os.environ.get("RLHF_RAY_TRACEBACK") == "1":
             traceback.print_exc()
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
@@ -147,6 +149,32 @@ def compare(
         compare_command([Path(run) for run in runs or []], out, as_json=json_)
     else:
         raise UserError("--recipe, --algorithms and --set belong together; without them give run directories")
+
+
+@app.command(epilog="Examples: rlhf-ray serve runs/demo --canary runs/dpo --weight 0.1; rlhf-ray serve promote")
+def serve(
+    target: Annotated[
+        str | None, typer.Argument(metavar="RUN|FOLDER|promote|rollback|status", help="What to serve, or a verb.")
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values of the config.")] = None,
+    canary: Annotated[str | None, typer.Option(help="A second policy for a share of the conversations.")] = None,
+    weight: Annotated[float | None, typer.Option(help="That share.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file with the config of the service.")] = None,
+    host: Annotated[str | None, typer.Option(help="Where to listen; 127.0.0.1 if not given.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port; 8000 if not given.")] = None,
+    store: Annotated[str | None, typer.Option(help="Keys and feedback: a file, or a database URL.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Serve although the gate said no; it is recorded.")] = False,
+    url: Annotated[str, typer.Option(help="For the verbs: where the service is.")] = "http://127.0.0.1:8000",
+    key: Annotated[str | None, typer.Option(help="For the verbs: an admin key; else RLHF_RAY_KEY.")] = None,
+) -> None:
+    """Serve a policy as a chatbot: OpenAI's API, feedback, a web page. Or tell a running service what to do."""
+    from rlhf_ray.cli.serve import admin_command, serve_command
+
+    if target in ("promote", "rollback", "status"):
+        print(json.dumps(admin_command(target, url, key), indent=2))
+        return
+    options: dict[str, object] = {"canary": canary, "canary_weight": weight, "host": host, "port": port, "store": store}
+    serve_command(target, overrides or [], options | {"force": force or None}, config)
 
 
 @app.command(epilog="Example: rlhf-ray report runs/demo")

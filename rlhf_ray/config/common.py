@@ -35,6 +35,21 @@ class DeepSpeedConfig(Strict):
     gradient_clipping: PositiveFloat = 1.0
 
 
+class ServingGateConfig(Strict):
+    """What a run's held-out figures must be before it is served. A figure that the run does not have does not count."""
+
+    min_gain: float = 0.0
+    """The lower end of the held-out reward gain's 95 % interval must be above this."""
+    max_kl_per_token: PositiveFloat = 1.0
+    """Nats, to the reference."""
+    max_perplexity_ratio: PositiveFloat = 3.0
+    """Perplexity of the answers under the reference, after training over before."""
+    min_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The lower end of the interval of the share of held-out pairs ranked right must be above this (preference)."""
+    needs_evaluation: bool = True
+    """Whether a run without any held-out figure is refused."""
+
+
 class PlacementConfig(Strict):
     """Where roles live."""
 

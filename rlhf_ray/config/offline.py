@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from rlhf_ray.config.common import DeepSpeedConfig, Fraction, LoraConfig, ModelConfig, Name, PlacementConfig
+from rlhf_ray.config.common import (  # fmt: skip
+    DeepSpeedConfig,
+    Fraction,
+    LoraConfig,
+    ModelConfig,
+    Name,
+    PlacementConfig,
+    ServingGateConfig,
+)
 from rlhf_ray.data.feedback import FeedbackConfig
 from rlhf_ray.evidence import KINDS, OVERALL, Kind
 from rlhf_ray.strict import Strict
@@ -288,6 +296,7 @@ class PreferenceConfig(OfflineConfig):
 
     kind: Literal["preference"] = "preference"
     method: Method = DPOConfig()
+    gate: ServingGateConfig = ServingGateConfig()
 
     @model_validator(mode="after")
     def _synced_is_full(self) -> PreferenceConfig:

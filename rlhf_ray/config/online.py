@@ -17,7 +17,15 @@ from rlhf_ray.algorithms.reinforce import REINFORCEConfig
 from rlhf_ray.algorithms.reinforce_pp import REINFORCEPlusPlusBaselineConfig, REINFORCEPlusPlusConfig
 from rlhf_ray.algorithms.rloo import RLOOConfig
 from rlhf_ray.algorithms.trpo import TRPOConfig
-from rlhf_ray.config.common import DeepSpeedConfig, Fraction, LoraConfig, ModelConfig, Name, PlacementConfig
+from rlhf_ray.config.common import (
+    DeepSpeedConfig,
+    Fraction,
+    LoraConfig,
+    ModelConfig,
+    Name,
+    PlacementConfig,
+    ServingGateConfig,
+)
 from rlhf_ray.config.online_checks import inconsistencies
 from rlhf_ray.data.prompts import PromptsConfig
 from rlhf_ray.rewards.base import ModelRewardConfig, RewardSourceConfig, TruncatedConfig
@@ -182,6 +190,7 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     sentinels: SentinelConfig = SentinelConfig()
     placement: PlacementConfig = PlacementConfig()
+    gate: ServingGateConfig = ServingGateConfig()
 
     @property
     def rollouts_per_step(self) -> int:

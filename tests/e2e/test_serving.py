@@ -1,0 +1,202 @@
+"""`rlhf-ray serve` as a user runs it: two policies on real vLLM behind Ray Serve, asked through OpenAI's own client."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from rlhf_ray.models.tiny import tiny_model
+
+START_S = 300
+
+
+@dataclass
+class Running:
+    """A service in a process of its own."""
+
+    process: subprocess.Popen[str]
+    address: str
+    key: str
+    folder: Path
+
+    def client(self, **settings: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=self.key, max_retries=0, **settings)
+
+    def post(self, path: str, body: object, key: str | None = None) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key or self.key}"}
+        return httpx.post(self.address + path, json=body, headers=headers, timeout=120)
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        settings = {**os.environ, "RLHF_RAY_KEY": self.key}
+        command = [sys.executable, "-m", "rlhf_ray.cli.main", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=settings, check=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("serving")
+    stable, canary = (tiny_model(folder / name, seed=seed) for seed, name in enumerate(("one", "two")))
+    port = _free_port()
+    words = [
+        "serve", str(stable), "--canary", str(canary), "--weight", "0.5", "--port", str(port),
+        "--store", str(folder / "serving.sqlite"), "engine.context=256", "engine.kv_cache_gib=0.25", "engine.threads=1",
+    ]  # fmt: skip
+    log = (folder / "log").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rlhf_ray.cli.main", *words], stdout=log, stderr=log, text=True, cwd=folder
+    )
+    try:
+        key = _await_key(process, folder / "log")
+        yield Running(process, f"http://127.0.0.1:{port}", key, folder)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        code = process.wait(timeout=120)
+    assert code == 143, (folder / "log").read_text()
+
+
+def _await_key(process: subprocess.Popen[str], log: Path) -> str:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        for line in log.read_text().splitlines():
+            if line.startswith("API key"):
+                return line.split()[-1]
+        time.sleep(0.5)
+    raise AssertionError(f"the service did not start:\n{log.read_text()[-4000:]}")
+
+
+def test_openais_client_chats_and_streams(service: Running) -> None:
+    with service.client() as client:
+        assert [model.id for model in client.models.list()] == ["policy"]
+        said: Any = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+        whole = client.chat.completions.create(model="policy", messages=said, max_tokens=5, temperature=0)
+        assert whole.id.startswith("chatcmpl-") and whole.model == "policy" and whole.usage is not None
+        assert whole.usage.completion_tokens <= 5 and whole.choices[0].finish_reason in ("stop", "length")
+        chunks = list(
+            client.chat.completions.create(
+                model="policy", messages=said, max_tokens=5, temperature=0, stream=True,
+                stream_options={"include_usage": True},
+            )
+        )  # fmt: skip
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert chunks[-1].usage == whole.usage and len({chunk.id for chunk in chunks}) == 1
+        with pytest.raises(openai.NotFoundError, match="there is no model"):
+            client.chat.completions.create(model="gpt-4", messages=said)
+        with pytest.raises(openai.BadRequestError, match="with its reply it may have 256"):
+            client.chat.completions.create(model="policy", messages=[{"role": "user", "content": "x " * 400}])
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{service.address}/v1", api_key="nothing", max_retries=0).models.list()
+
+
+def test_control_tokens_in_a_message_make_no_turn(service: Running) -> None:
+    """Both texts have as many tokens as the template gives them, none of which is a turn of its own."""
+    tokenizer = json.loads((service.folder / "one" / "tokenizer.json").read_text())
+    spelled = [token["content"] for token in tokenizer["added_tokens"] if token["special"]]
+    with service.client() as client:
+        counts = []
+        for text in (f"a {spelled[-1]} b", f"a {spelled[-1][0]} {spelled[-1][1:]} b"):
+            said: Any = [{"role": "user", "content": text}]
+            answer = client.chat.completions.create(model="policy", messages=said, max_tokens=1)
+            assert answer.usage is not None
+            counts.append(answer.usage.prompt_tokens)
+    assert counts[0] == counts[1]
+
+
+def test_feedback_is_stored_with_the_policy_that_it_is_about(service: Running) -> None:
+    body = {"model": "policy", "messages": [{"role": "user", "content": "rate me"}], "max_tokens": 4}
+    ids = [service.post("/v1/chat/completions", body).json()["id"] for _ in range(2)]
+    given = {"reply_id": ids[0], "kind": "thumb", "value": "down", "idempotency_key": "once"}
+    assert [service.post("/v1/feedback", given).status_code for _ in range(2)] == [201, 200]
+    assert service.post("/v1/preferences", {"reply_ids": ids, "choice": "b"}).status_code == 201
+    headers = {"Authorization": f"Bearer {service.key}"}
+    summary = httpx.get(f"{service.address}/v1/feedback/summary", headers=headers, timeout=60).json()
+    assert summary["counts"]["thumb"] == {"up": 0, "down": 1} and summary["counts"]["preference"]["b"] == 1
+
+
+def test_another_key_can_be_added_and_revoked_while_it_runs(service: Running) -> None:
+    store = ["--store", str(service.folder / "serving.sqlite")]
+    key = service.command("keys", "add", "--scopes", "chat", *store).stdout.strip()
+    body = {"model": "policy", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+
+    def comes_to(status: int) -> bool:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if service.post("/v1/chat/completions", body, key).status_code == status:
+                return True
+            time.sleep(0.2)
+        return False
+
+    assert comes_to(200)
+    assert service.post("/v1/feedback", {}, key).status_code == 403
+    assert service.command("keys", "revoke", key.split("-")[1], *store).returncode == 0
+    assert comes_to(401)
+
+
+def test_promoting_the_canary_loses_no_request(service: Running) -> None:
+    """Requests of many conversations go on while the traffic moves; both policies answer before, one afterwards."""
+    found: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def ask(number: int) -> None:
+        with httpx.Client(headers={"Authorization": f"Bearer {service.key}"}, timeout=120) as client:
+            turn = 0
+            while not stop.is_set():
+                body = {
+                    "model": "policy",
+                    "messages": [{"role": "user", "content": f"{number} {turn}"}],
+                    "max_tokens": 4,
+                }
+                answer = client.post(f"{service.address}/v1/chat/completions", json=body)
+                found.append((answer.status_code, answer.json().get("id", answer.text)))
+                turn += 1
+                stop.wait(0.3)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    while len(found) < 24 and any(thread.is_alive() for thread in threads):
+        time.sleep(0.1)
+    done = service.command("serve", "promote", "--url", service.address)
+    assert done.returncode == 0, done.stderr
+    after = json.loads(done.stdout)["stable"]["version"]
+    time.sleep(3)  # requests that were under way end where they began
+    seen = len(found)
+    while len(found) < seen + 12:
+        time.sleep(0.1)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in found} == {200}
+    versions = {reply.split("-")[1] for _, reply in found[:24]}
+    assert len(versions) == 2 and {reply.split("-")[1] for _, reply in found[seen:]} == {after}
+    assert service.command("serve", "promote", "--url", service.address).returncode == 2
+    back = json.loads(service.command("serve", "rollback", "--url", service.address).stdout)
+    assert back["previous"]["version"] == after
+
+
+def test_the_page_is_served_with_a_strict_policy(service: Running) -> None:
+    answer = httpx.get(service.address, timeout=60)
+    assert answer.status_code == 200 and "<html" in answer.text
+    assert "script-src 'self'" in answer.headers["content-security-policy"]
+    assert httpx.get(f"{service.address}/page/../config.py", timeout=60).status_code == 404
