@@ -115,7 +115,7 @@ def _replacing(out: Path) -> Iterator[TextIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        out.write_text(temporary.read_text()[:-1])
+        os.replace(temporary, out)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}; give a path in a folder that exists") from error
     finally:

@@ -124,7 +124,7 @@ def test_a_statement_of_nobody_names_no_annotator(store: FeedbackStore) -> None:
     say(store, "bye", "thumb", "up", annotator=None)
     (row,) = store.export_rows(None)
     item = parsed(row)
-    assert isinstance(item, Thumb) and item.label.annotator is None
+    assert isinstance(item, Thumb) and item.label.annotator is None and "annotator" not in row
     assert [message.content for message in item.prompt] == ["a", "", "bye"]
 
 

@@ -213,7 +213,7 @@ def test_a_deleted_reply_takes_all_with_it_that_was_said_about_it(store: Feedbac
 
 
 def test_deleted_text_is_not_left_in_the_files(tmp_path: Path) -> None:
-    store = FeedbackStore(f"sqlite:///{tmp_path / 'feedback.sqlite'}")
+    store, other = (FeedbackStore(f"sqlite:///{tmp_path / 'feedback.sqlite'}") for _ in range(2))
     for name in ("deleted", "forgotten", "kept"):
         store.keep_reply(reply(name, text=f"secret {name} " * 400))
     store.add_feedback(FeedbackItem(reply_id="deleted", kind="correction", value="secret words", annotator="Ann Smith"))
@@ -226,6 +226,7 @@ def test_deleted_text_is_not_left_in_the_files(tmp_path: Path) -> None:
     store.delete("deleted")
     store.forget(NOON + 1)
     assert not on_disk(b"secret deleted") and not on_disk(b"secret words") and not on_disk(b"secret forgotten")
+    assert other.summary(None)["annotators"] == 1, "the file was in use"
     assert on_disk(b"secret kept") and on_disk(b"mine") and not on_disk(b"Ann Smith")
 
 
@@ -415,6 +416,7 @@ def test_a_pair_is_the_same_pair_in_the_other_order(store: FeedbackStore) -> Non
     for first, second, choices in (("a", "b", "ab"), ("c", "d", "ba")):
         store.add_preference(choose(first, second, choices[0], annotator="x"))
         store.add_preference(choose(second, first, choices[1], annotator="y"))
+    store.add_preference(choose("a", "c", "a", annotator="x"))  # another pair, which one person judged
     assert store.summary(None)["agreement"] == {"alpha": 1.0, "items": 2}
 
 

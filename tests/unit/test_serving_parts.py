@@ -193,7 +193,7 @@ def test_a_damaged_checkpoint_is_not_served(tmp_path: Path, tiny: Path) -> None:
 
 def test_a_config_is_checked_before_anything_starts() -> None:
     assert serving_config({"model": "m", "port": "8001"}).port == 8001, "command lines give text"
-    with pytest.raises(UserError, match="limits.max_token: unknown key; did you mean max_tokens"):
+    with pytest.raises(UserError, match=r"limits\.max_token: unknown key; did you mean max_tokens"):
         serving_config({"model": "m", "limits": {"max_token": 5}})
     with pytest.raises(UserError, match="canary_weight: should be less than 1"):
         serving_config({"model": "m", "canary_weight": 1.5})
