@@ -3,11 +3,11 @@
 from rlhf_ray.config.common import DeepSpeedConfig, LoraConfig, ModelConfig, PlacementConfig
 from rlhf_ray.config.offline import (
     OfflineConfig,
-    OfflineTrainConfig,
     PreferenceConfig,
     RewardModelConfig,
     SFTConfig,
 )
+from rlhf_ray.config.offline_train import OfflineTrainConfig
 from rlhf_ray.config.online import (
     CriticConfig,
     FrozenConfig,

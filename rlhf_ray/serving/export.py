@@ -71,7 +71,7 @@ def _choice(replies: Sequence[Any]) -> Iterator[dict[str, Any]]:
 
 def _row(said: Sequence[Any], shown: Sequence[Any], **judged: Any) -> dict[str, Any]:
     """One row: the messages, what is judged, and the lineage of the replies `shown` in it."""
-    named = {"annotator": said[0].annotator} 
+    named = {"annotator": said[0].annotator} if said[0].annotator else {}
     return {
         "prompt": json.loads(said[0].messages),
         **judged,
