@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rlhf_ray.cli.data import data_app
+from rlhf_ray.cli.feedback import feedback_app
 from rlhf_ray.cli.keys import keys_app
 from rlhf_ray.errors import GateError, RunError, UserError
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(keys_app, name="keys")
+app.add_typer(feedback_app, name="feedback")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
 
 

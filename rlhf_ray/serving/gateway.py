@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from rlhf_ray.serving.keys import Key
 from rlhf_ray.serving.limits import Guard
 from rlhf_ray.serving.protocol import ApiError, ChatRequest
-from rlhf_ray.serving.records import DifferentPrompts, FeedbackItem, PreferenceItem, UnknownReply
+from rlhf_ray.serving.records import DifferentPrompts, FeedbackItem, PreferenceItem, UnknownReply, utc_seconds
 from rlhf_ray.serving.service import Service
 
 PAGE = Path(__file__).with_name("page")
@@ -97,8 +97,12 @@ def _add_feedback(app: FastAPI, service: Service) -> None:
         return _added(await service.writer.add_preference(item))
 
     @app.get("/v1/feedback/summary")
-    async def summary(since: float | None = None, key: Key = judging) -> dict[str, Any]:
-        return dict(await service.writer.summary(since))
+    async def summary(since: str | None = None, key: Key = judging) -> dict[str, Any]:
+        try:
+            moment = None if since is None else utc_seconds(since)
+        except ValueError as error:
+            raise ApiError(400, f"since: {error}", "since") from None
+        return dict(await service.writer.summary(moment))
 
 
 def _add_admin(app: FastAPI, service: Service) -> None:

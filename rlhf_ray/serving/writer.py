@@ -57,7 +57,6 @@ class FeedbackWriter:
     async def _write_all(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            for r, d in batch: d.set_result(Added(getattr(r, "id"), False))
             outcomes = await asyncio.to_thread(self._outcomes, [record for record, _ in batch])
             for (_, done), outcome in zip(batch, outcomes, strict=True):
                 if done.done():  # the caller has gone
