@@ -127,21 +127,21 @@ class Service:
     async def _parts(self, version: str, request: ChatRequest) -> AsyncIterator[tuple[str, Part]]:
         """The reply's id and the engine's parts. An engine that dies before its first part is asked again: Serve
         sends the request to another replica, or to the one that takes its place."""
-        body = request.for_engine(self.config.limits)
+        body, seconds = request.for_engine(self.config.limits), self.config.limits.request_s
+        until = asyncio.get_running_loop().time() + seconds
         for attempt in range(1, _ATTEMPTS + 1):
             reply_id, began = f"{version}-{uuid.uuid4().hex}", False
             try:
-                async with asyncio.timeout(self.config.limits.request_s):
-                    async for part in self._engines.reply(version, reply_id, body):
-                        if isinstance(part, Refused):
-                            raise ApiError(part.status, part.message)
-                        began = True
-                        yield f"chatcmpl-{reply_id}", part
+                async for part in _in_time(self._engines.reply(version, reply_id, body), until):
+                    if isinstance(part, Refused):
+                        raise ApiError(part.status, part.message)
+                    began = True
+                    yield f"chatcmpl-{reply_id}", part
                 return
             except ApiError:
                 raise
             except TimeoutError:
-                raise ApiError(504, f"no reply within {self.config.limits.request_s:g} s", retry_after=10.0) from None
+                raise ApiError(504, f"the reply took more than {seconds:g} s", retry_after=10.0) from None
             except Exception as error:
                 _LOG.warning("engine of %s failed (attempt %d): %s", version, attempt, error)
                 if began or attempt == _ATTEMPTS:
@@ -182,6 +182,17 @@ class Service:
                 await self.writer.keep_reply(reply)
         except Exception as error:
             _LOG.warning("a reply was not kept and cannot be rated: %s", type(error).__name__)
+
+
+async def _in_time(parts: AsyncIterator[Part], until: float) -> AsyncIterator[Part]:
+    """The parts that come before `until`, in the loop's time; then `TimeoutError`."""
+    while True:
+        try:
+            async with asyncio.timeout_at(until):
+                part = await anext(parts)
+        except StopAsyncIteration:
+            return
+        yield part
 
 
 def _usage(reply_id: str, model: str, end: Finished) -> str:

@@ -76,6 +76,27 @@ def test_a_stream_that_breaks_ends_in_an_error_event_and_one_that_has_not_begun_
     assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
 
 
+@pytest.mark.parametrize("parts", [0, 2])
+def test_a_reply_that_takes_too_long_is_ended(tmp_path: Path, parts: int) -> None:
+    world = ServingWorld(tmp_path, limits={"request_s": 0.3})
+
+    async def slow(*arguments: Any) -> Any:
+        given = 0
+        async for part in type(world.engines).reply(world.engines, *arguments):
+            if given == parts:
+                await asyncio.sleep(60)
+            given += 1
+            yield part
+
+    world.engines.reply = slow  # type: ignore[method-assign]
+    answer = run(_post(world, CHAT, chat(stream=True)))
+    if parts:
+        assert answer.text.count("data: ") == 3 and "took more than 0.3 s" in answer.text.splitlines()[-2]
+    else:
+        _error(answer, 504, "took more than 0.3 s")
+    assert world.service._places.taken == 0  # type: ignore[attr-defined]
+
+
 def test_what_the_engine_refuses_is_an_error_of_the_request(world: ServingWorld) -> None:
     world.engines.refuses = Refused(400, "the conversation has 9000 tokens")
     for stream in (False, True):
