@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rlhf_ray.strict import Strict
 
@@ -71,8 +72,13 @@ class ServingConfig(Strict):
     limits: LimitsConfig = LimitsConfig()
     engine: EngineConfig = EngineConfig()
 
+    @field_validator("store")
+    @classmethod
+    def _wherever_a_process_is(cls, store: str) -> str:
+        return store if "://" in store else str(Path(store).expanduser().absolute())
+
     @model_validator(mode="after")
-    def _several_nodes(self) -> ServingConfig:
+    def _one_gpu(self) -> ServingConfig:
         if self.engine.gpus not in (0.0, 1.0):
             raise ValueError(f"engine.gpus = {self.engine.gpus:g}: give an engine one whole GPU, or 0")
         return self

@@ -22,14 +22,15 @@ def open_database(url: str) -> Engine:
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() != "sqlite":
-            return create_engine(parsed, pool_pre_ping=True)
+            return create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
     except (ArgumentError, ImportError) as error:
         raise UserError(
             f"store: {error}; give a file, or postgresql+psycopg://USER:PASSWORD@HOST/NAME with the extra [postgres]"
         ) from None
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, connect_args={"timeout": _BUSY_S})
+    # What people wrote does not belong into an error or a log.
+    engine = create_engine(parsed, connect_args={"timeout": _BUSY_S}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:

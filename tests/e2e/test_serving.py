@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,69 +13,15 @@ import openai
 import pytest
 
 from rlhf_ray.models.tiny import tiny_model
-
-START_S = 300
-
-
-@dataclass
-class Running:
-    """A service in a process of its own."""
-
-    process: subprocess.Popen[str]
-    address: str
-    key: str
-    folder: Path
-
-    def client(self, **settings: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=self.key, max_retries=0, **settings)
-
-    def post(self, path: str, body: object, key: str | None = None) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {key or self.key}"}
-        return httpx.post(self.address + path, json=body, headers=headers, timeout=120)
-
-    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
-        settings = {**os.environ, "RLHF_RAY_KEY": self.key}
-        command = [sys.executable, "-m", "rlhf_ray.cli.main", *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=settings, check=False)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.serving_process import Running, serving
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("serving")
     stable, canary = (tiny_model(folder / name, seed=seed) for seed, name in enumerate(("one", "two")))
-    port = _free_port()
-    words = [
-        "serve", str(stable), "--canary", str(canary), "--weight", "0.5", "--port", str(port),
-        "--store", str(folder / "serving.sqlite"), "engine.context=256", "engine.kv_cache_gib=0.25", "engine.threads=1",
-    ]  # fmt: skip
-    log = (folder / "log").open("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rlhf_ray.cli.main", *words], stdout=log, stderr=log, text=True, cwd=folder
-    )
-    try:
-        key = _await_key(process, folder / "log")
-        yield Running(process, f"http://127.0.0.1:{port}", key, folder)
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        code = process.wait(timeout=120)
-    assert code == 143, (folder / "log").read_text()
-
-
-def _await_key(process: subprocess.Popen[str], log: Path) -> str:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        for line in log.read_text().splitlines():
-            if line.startswith("API key"):
-                return line.split()[-1]
-        time.sleep(0.5)
-    raise AssertionError(f"the service did not start:\n{log.read_text()[-4000:]}")
+    with serving(folder, str(stable), "--canary", str(canary), "--weight", "0.5") as running:
+        yield running
 
 
 def test_openais_client_chats_and_streams(service: Running) -> None:
