@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +34,8 @@ def serve_command(
     began = time.monotonic()
     config = _config(target, overrides, options, config_file)
     _check_port(config)
+    # Ray Serve's LLM server imports vLLM, for seconds in which Ray can start.
+    threading.Thread(target=importlib.import_module, args=("rlhf_ray.serving.engine",), daemon=True).start()
     policies = find_policies(config)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for policy, part in zip(policies, ("stable", "canary"), strict=False):

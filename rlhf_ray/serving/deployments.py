@@ -142,8 +142,8 @@ def _engine(config: ServingConfig, policy: Policy) -> Any:
             "graceful_shutdown_timeout_s": config.limits.request_s,
             "ray_actor_options": {"num_cpus": settings.cpus},
         },
-        engine_kwargs=_vllm(config, context),
-        runtime_env={"env_vars": _environment(config)},
+        engine_kwargs=vllm_settings(config, context),
+        runtime_env={"env_vars": environment(config)},
         log_engine_metrics=False,
     )
     return build_llm_deployment(
@@ -154,7 +154,8 @@ def _engine(config: ServingConfig, policy: Policy) -> Any:
     )
 
 
-def _vllm(config: ServingConfig, context: int) -> dict[str, Any]:
+def vllm_settings(config: ServingConfig, context: int) -> dict[str, Any]:
+    """What vLLM's engine is told."""
     settings = config.engine
     dtype = {"auto": "bfloat16" if settings.gpus else "float32"}.get(settings.dtype, settings.dtype)
     common = {
@@ -175,7 +176,8 @@ def _vllm(config: ServingConfig, context: int) -> dict[str, Any]:
     }
 
 
-def _environment(config: ServingConfig) -> dict[str, str]:
+def environment(config: ServingConfig) -> dict[str, str]:
+    """What is in the environment of an engine's process; vLLM reads it when it is imported."""
     settings = {
         "PYTHONPATH": os.pathsep.join(path for path in (os.getcwd(), os.environ.get("PYTHONPATH", "")) if path),
         "HF_HUB_OFFLINE": "1",

@@ -19,9 +19,15 @@ from rlhf_ray.serving.replies import Finished, Part, Piece, Refused, Whole
 from rlhf_ray.types import Message
 
 
-class OneProcessEngine(VLLMEngine):
-    """vLLM's engine with its worker in the same process. Ray Serve asks for one process more on a CPU, which imports
-    everything once again and does nothing else."""
+class LocalEngine(VLLMEngine):
+    """vLLM's engine for a folder that is there already, with its worker in the engine's process. Ray Serve would first
+    start a process to download the model, and asks for one process more on a CPU: each imports everything again."""
+
+    async def start(self) -> None:
+        """As Ray Serve's, without the download."""
+        callback: Any = self.llm_config.get_or_create_callback()
+        callback.ctx.run_init_node = False
+        await super().start()
 
     def _start_async_llm_engine(self, engine_args: Any, engine_config: Any, placement_group: Any) -> Any:
         if engine_config.parallel_config.world_size == 1:
@@ -33,7 +39,7 @@ class PolicyServer(LLMServer):
     """One replica. The tokenizer is here too, because a message must be measured, and its control tokens broken,
     before vLLM renders it."""
 
-    _default_engine_cls = OneProcessEngine  # type: ignore[assignment]  # None in LLMServer, meant to be overridden
+    _default_engine_cls = LocalEngine  # type: ignore[assignment]  # None in LLMServer, meant to be overridden
 
     async def __init__(  # type: ignore[misc]  # Serve awaits constructors
         self, llm_config: LLMConfig, folder: str, context: int

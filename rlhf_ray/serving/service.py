@@ -23,7 +23,6 @@ from rlhf_ray.serving.traffic import Policy, Traffic
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 3
-_KEEP_S = 5.0
 
 
 class Service:
@@ -46,6 +45,7 @@ class Service:
         limits = config.limits
         self._quotas = Quotas(limits.requests_per_minute, limits.tokens_per_minute)
         self._places = Places(limits.in_flight)
+        self._keeping: set[asyncio.Future[None]] = set()
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -148,7 +148,8 @@ class Service:
                     raise ApiError(503, "the engine failed in the middle of a reply", retry_after=5.0) from error
 
     async def _reply(self, key: Key, version: str, request: ChatRequest, conversation: str) -> AsyncIterator[Any]:
-        """Events of a stream, or one body. The reply is kept, so that it can be rated, before its end is sent."""
+        """Events of a stream, or one body. The reply is given to the writer before its end is sent: feedback that comes
+        later, through this gateway, is written after it."""
         with self._places:
             whole: Mapping[str, Any] | None = None
             async for reply_id, part in self._parts(version, request):
@@ -158,14 +159,14 @@ class Service:
                     whole = part.body
                 elif isinstance(part, Finished):
                     self._quotas.charge(key.id, part.prompt_tokens + part.completion_tokens)
-                    await self._keep(reply_id, version, request, conversation, part)
+                    self._keep(reply_id, version, request, conversation, part)
                     if request.stream_options is not None and request.stream_options.include_usage:
                         yield _usage(reply_id, self.config.name, part)
             if whole is not None:
                 yield whole
 
-    async def _keep(self, reply_id: str, version: str, request: ChatRequest, conversation: str, end: Finished) -> None:
-        """A reply is not lost because the writer is: it can only not be rated then."""
+    def _keep(self, reply_id: str, version: str, request: ChatRequest, conversation: str, end: Finished) -> None:
+        """Does not wait for the disk: a reply is not lost because the writer is, it can only not be rated then."""
         reply = Reply(
             id=reply_id,
             policy_version=version,
@@ -177,10 +178,13 @@ class Service:
             finish_reason=end.finish_reason,
             created=time.time(),
         )
-        try:
-            async with asyncio.timeout(_KEEP_S):
-                await self.writer.keep_reply(reply)
-        except Exception as error:
+        keeping = asyncio.ensure_future(self.writer.keep_reply(reply))
+        self._keeping.add(keeping)
+        keeping.add_done_callback(self._kept)
+
+    def _kept(self, keeping: asyncio.Future[None]) -> None:
+        self._keeping.discard(keeping)
+        if not keeping.cancelled() and (error := keeping.exception()) is not None:
             _LOG.warning("a reply was not kept and cannot be rated: %s", type(error).__name__)
 
 
