@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from rlhf_ray.serving.state import ServiceState
 from rlhf_ray.serving.traffic import Policy, Traffic
 from rlhf_ray.serving.writer import writer_handle
 
+_LOG = logging.getLogger(__name__)
 _REFRESH_S = 1.0
 _FORGET_S = 60.0
 _PREFILL_TOKENS = 4096
@@ -98,16 +100,20 @@ class Gateway:
 
     async def _follow(self) -> None:
         """What other gateways and the command line change in the store: keys and traffic; and old replies go."""
-        seconds = 0.0
+        name, deployment, seconds = self._config.name, self._deployment, 0.0
         while True:
             await asyncio.sleep(_REFRESH_S)
-            keys = await asyncio.to_thread(self._state.keys)
-            name, deployment = self._config.name, self._deployment
-            self._service.refresh(keys, await asyncio.to_thread(self._state.traffic, name, deployment, self._start))
             seconds += _REFRESH_S
-            if seconds >= _FORGET_S:
-                seconds = 0.0
-                await self._service.forget_unrated()
+            try:
+                changes = self._service.changes
+                keys = await asyncio.to_thread(self._state.keys)
+                traffic = await asyncio.to_thread(self._state.traffic, name, deployment, self._start)
+                self._service.refresh(keys, traffic, changes)
+                if seconds >= _FORGET_S:
+                    seconds = 0.0
+                    await self._service.forget_unrated()
+            except Exception as error:  # the service goes on with what it knows
+                _LOG.warning("keys and traffic could not be read: %s", type(error).__name__)
 
 
 def gateway(config: ServingConfig, policies: Sequence[Policy]) -> Any:

@@ -39,11 +39,6 @@ class Bucket:
         """Takes, also what is not there."""
         self._level -= amount
 
-    @property
-    def full(self) -> bool:
-        """Whether nobody has taken anything lately."""
-        return self.wait() == 0.0 and self._level >= self._most
-
 
 class Quotas:
     """Requests and tokens of each key."""

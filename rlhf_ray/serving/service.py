@@ -39,6 +39,7 @@ class Service:
     ) -> None:
         """`traffic` names versions of `policies`."""
         self.config, self.writer, self.began = config, writer, time.time()
+        self.changes = 0
         self._policies = {policy.version: policy for policy in policies}
         self._state, self._traffic, self._engines = state, traffic, engines
         self._keyring = Keyring(state.keys())
@@ -104,15 +105,18 @@ class Service:
             self._traffic = change(self._traffic)
         except UserError as error:
             raise ApiError(409, str(error)) from None
+        self.changes += 1
         await asyncio.to_thread(self._state.set_traffic, self.config.name, self._traffic)
 
     async def forget_unrated(self) -> None:
         """Deletes the text of replies that nobody rated in time."""
         await self.writer.forget(time.time() - 60 * self.config.keep_unrated_minutes)
 
-    def refresh(self, keys: Sequence[Key], traffic: Traffic) -> None:
-        """What other processes changed."""
-        self._keyring, self._traffic = Keyring(keys), traffic
+    def refresh(self, keys: Sequence[Key], traffic: Traffic, changes: int) -> None:
+        """What other processes changed, read when this one had made `changes`: what it has changed since is newer."""
+        self._keyring = Keyring(keys)
+        if changes == self.changes:
+            self._traffic = traffic
 
     def _version(self, key: Key, request: ChatRequest, conversation: str | None, side: str | None) -> tuple[str, str]:
         """Who answers, and the conversation: one without an id is known by its key and its first user message."""
@@ -143,7 +147,7 @@ class Service:
             except TimeoutError:
                 raise ApiError(504, f"the reply took more than {seconds:g} s", retry_after=10.0) from None
             except Exception as error:
-                _LOG.warning("engine of %s failed (attempt %d): %s", version, attempt, error)
+                _LOG.warning("engine of %s failed (attempt %d): %s", version, attempt, type(error).__name__)
                 if began or attempt == _ATTEMPTS:
                     raise ApiError(503, "the engine failed in the middle of a reply", retry_after=5.0) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -280,6 +281,14 @@ def test_promote_and_roll_back(tmp_path: Path) -> None:
     assert run(_post(world, CHAT, chat())).json()["choices"][0]["message"]["content"].startswith("dpo_2")
     _error(told("promote"), 409, "there is no canary to promote")
     assert told("rollback").json()["stable"]["version"] == "demo_1"
+    stale = replace(world.service._traffic, stable="dpo_2", canary=None)  # type: ignore[attr-defined]
+    seen = world.service.changes
+    told("rollback")
+    world.service.refresh(world.state.keys(), stale, seen)
+    assert world.service.policies()["stable"]["version"] == "dpo_2" and world.service.changes == seen + 1
+    told("rollback")
+    world.service.refresh(world.state.keys(), stale, seen)
+    assert world.service.policies()["stable"]["version"] == "demo_1", "what was read before a change is older"
     start = world.service._traffic  # type: ignore[attr-defined]
     assert world.state.traffic("policy", "first", start) == start, "a gateway that starts again goes on with it"
 
