@@ -34,13 +34,13 @@ def serve_command(
     began = time.monotonic()
     config = _config(target, overrides, options, config_file)
     _check_port(config)
-    # Ray Serve's LLM server imports vLLM, for seconds in which Ray can start.
-    threading.Thread(target=importlib.import_module, args=("rlhf_ray.serving.engine",), daemon=True).start()
     policies = find_policies(config)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for policy, part in zip(policies, ("stable", "canary"), strict=False):
         console.print(f"{part}: {policy.source}, version {policy.version} ({policy.gate})", markup=False)
     key = _first_key(config)
+    # Ray Serve's LLM server imports vLLM, for seconds in which Ray can start.
+    threading.Thread(target=importlib.import_module, args=("rlhf_ray.serving.engine",), daemon=True).start()
     cpus = len(policies) * config.engine.replicas * config.engine.cpus + 0.1 * config.gateways + 1
     with connected(PlacementConfig(), cpus):
         from ray import serve

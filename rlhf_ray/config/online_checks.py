@@ -64,10 +64,6 @@ def _rollout_problems(config: RunConfig) -> list[str]:
         )
     if train.max_lag and train.dynamic_sampling:
         problems.append("train.max_lag and train.dynamic_sampling exclude each other: drop one of them")
-    if train.dynamic_sampling and algorithm.constrained:
-        problems.append(
-            f"train.dynamic_sampling compares rewards and algorithm.type = {algorithm.type} needs costs too: drop one"
-        )
     if train.dynamic_sampling and config.rollout.samples_per_prompt < 2:
         problems.append("train.dynamic_sampling compares answers: set rollout.samples_per_prompt to 2 or more")
     return problems

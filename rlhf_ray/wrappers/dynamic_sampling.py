@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from rlhf_ray import metrics as names
 from rlhf_ray.algorithms.groups import TIE
 from rlhf_ray.data.batching import collate
@@ -12,7 +14,7 @@ from rlhf_ray.errors import RunError
 from rlhf_ray.ports import Metrics, PromptSource, RewardPort, RolloutPort
 from rlhf_ray.rewards.base import TruncatedConfig
 from rlhf_ray.rundir.rollout_table import REPEATED
-from rlhf_ray.types import Prompt, Rollout
+from rlhf_ray.types import Prompt, Rollout, present
 
 
 class DynamicSampling:
@@ -84,14 +86,14 @@ class DynamicSampling:
         return fresh
 
     def _teaches(self, group: Sequence[Rollout]) -> bool:
-        """Whether the rewards differ as the batch will have them: without those of truncated answers that do not
-        count, and less their penalty."""
+        """Whether rewards or costs differ as the batch will have them: without those of truncated answers that do not
+        count, and rewards less their penalty."""
         scored = [rollout for rollout in group if not _failed(rollout)]
         if not scored:
             return False
         batch = collate(scored, 0, self._truncated.mode, self._truncated.penalty)
-        rewards = batch.rewards[batch.loss_mask.any(dim=1)]
-        return len(rewards) > 1 and bool(rewards.max() - rewards.min() > TIE * rewards.abs().max())
+        counted = batch.loss_mask.any(dim=1)
+        return _differ(batch.rewards[counted]) or _differ(present(batch.costs, "costs")[counted])
 
 
 def _gave_up(missing: int, wanted: int, rounds: int, failed: Sequence[Rollout]) -> str:
@@ -110,6 +112,10 @@ def _gave_up(missing: int, wanted: int, rounds: int, failed: Sequence[Rollout]) 
 def _identity(prompt: Prompt) -> tuple[str, tuple[int, ...]]:
     """The same for a prompt and its repetitions."""
     return REPEATED.sub("", prompt.id), prompt.token_ids
+
+
+def _differ(values: Tensor) -> bool:
+    return len(values) > 1 and bool(values.max() - values.min() > TIE * values.abs().max())
 
 
 def _failed(rollout: Rollout) -> bool:

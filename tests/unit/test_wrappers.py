@@ -138,6 +138,16 @@ def test_dynamic_sampling_compares_what_the_batch_will_have(truncated: Truncated
             scored()
 
 
+def test_dynamic_sampling_keeps_prompts_whose_answers_differ_in_cost_alone() -> None:
+    class Priced(FakeReward):
+        def _score(self, rollout: Rollout) -> Score:
+            return Score(1.0, cost=float(rollout.sample_index))
+
+    source = FakePrompts(prompts(4))
+    sampling = DynamicSampling(source, FakeEngines([]), Priced([]), 2, TruncatedConfig())
+    assert len(sampling.submit(sampling.generate(source.take(2), 2, 1))()) == 4 and len(source.taken) == 1
+
+
 def test_dynamic_sampling_tells_why_nothing_could_be_scored() -> None:
     source = FakePrompts(prompts(4))
     errors = {f"{prompt.id}/{sample}": "judge: it is down" for prompt in prompts(4) for sample in (0, 1)}
