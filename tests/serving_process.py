@@ -77,7 +77,7 @@ def _await_start(process: subprocess.Popen[str], log: Path, kept: Path) -> str:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and process.poll() is None:
         lines = log.read_text().splitlines()
-        if any(line.startswith("serving ") for line in lines) and lines[-1].startswith(("API key", "keys:")):
+        if any(line.startswith("serving ") for line in lines) and lines[-1].startswith(("the page:", "keys:")):
             found = [line.split()[-1] for line in lines if line.startswith("API key")]
             if found:
                 kept.write_text(found[0])

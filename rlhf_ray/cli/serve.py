@@ -124,6 +124,7 @@ def _say(console: Console, config: ServingConfig, key: str | None, seconds: floa
         lines.append("keys: `rlhf-ray keys list`; another one: `rlhf-ray keys add --scopes chat,feedback`")
     else:
         lines.append(f"API key, shown only now (scopes chat, feedback, admin): {key}")
+        lines.append(f"the page: {address}/#key={key}")
     if config.host not in ("127.0.0.1", "localhost", "::1"):
         lines.append("this is plain HTTP for other machines: put a proxy with TLS in front of it")
     for line in lines:

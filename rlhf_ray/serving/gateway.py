@@ -1,14 +1,16 @@
-"""The web service: OpenAI's chat API, feedback and administration. Each route names the scope it needs."""
+"""The web service: OpenAI's chat API, feedback, administration and the page. Each route names the scope it needs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -18,6 +20,7 @@ from rlhf_ray.serving.protocol import ApiError, ChatRequest
 from rlhf_ray.serving.records import DifferentPrompts, FeedbackItem, PreferenceItem, UnknownReply, utc_seconds
 from rlhf_ray.serving.service import Service
 
+PAGE = Path(__file__).with_name("page")
 Conversation = Annotated[str | None, Header(alias="X-Conversation-Id", max_length=128)]
 Side = Annotated[str | None, Header(alias="X-Arena-Side", pattern="^[ab]$")]
 
@@ -35,6 +38,11 @@ def make_app(service: Service) -> FastAPI:
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
+    @app.get("/")
+    async def page() -> Response:
+        return Response((PAGE / "index.html").read_bytes(), media_type="text/html; charset=utf-8")
+
+    app.mount("/page", StaticFiles(directory=PAGE))
     return app
 
 

@@ -332,3 +332,15 @@ def test_bad_feedback_is_refused_and_nothing_is_stored(
     answer = run(_post(world, path, sent))
     assert answer.status_code == status and words in answer.json()["error"]["message"], answer.text
     assert list(world.writer.store.export_rows(None)) == []
+
+
+def test_the_page_needs_no_key_and_nothing_else_is_served_beside_it(world: ServingWorld) -> None:
+    async def ask(path: str) -> Any:
+        async with world.client(None) as client:
+            return await client.get(path)
+
+    page = run(ask("/"))
+    assert page.status_code == 200 and "<html" in page.text
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    assert run(ask("/page/app.js")).status_code == 200
+    assert run(ask("/page/..%2Fconfig.py")).status_code == 404 and run(ask("/page/")).status_code == 404
