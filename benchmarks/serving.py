@@ -30,7 +30,7 @@ Ask = Callable[[str, int, int], Awaitable[int]]
 
 async def throughput(ask: Ask, requests: int) -> float:
     """Tokens a second of `requests` chats, 16 at once."""
-    places, tokens = asyncio.Semaphore(AT_ONCE), 0
+    places = asyncio.Semaphore(AT_ONCE)
 
     async def one(number: int) -> int:
         async with places:

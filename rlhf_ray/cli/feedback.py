@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from rlhf_ray.cli.keys import DEFAULT_STORE
 from rlhf_ray.errors import UserError
+from rlhf_ray.serving.place import DEFAULT_STORE, store_url
 
 if TYPE_CHECKING:  # loads SQLAlchemy, which `--help` does not need
     from rlhf_ray.serving.store import FeedbackStore
@@ -100,7 +100,7 @@ def _opened(store: str) -> Iterator[FeedbackStore]:
     if ("://" not in store or store.startswith("sqlite:///")) and not file.is_file():
         raise UserError(f"--store {store}: there is no such file; give the store of the service (`rlhf-ray serve`)")
     try:
-        yield FeedbackStore(store if "://" in store else f"sqlite:///{store}")
+        yield FeedbackStore(store_url(store))
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise UserError(f"--store {_shown(store)} cannot be read: {reason}; is it the service's store?") from error

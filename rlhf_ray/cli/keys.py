@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlhf_ray.serving.place import DEFAULT_STORE, store_url
+
 if TYPE_CHECKING:  # loads SQLAlchemy, which `--help` does not need
     from rlhf_ray.serving.state import ServiceState
 
 keys_app = typer.Typer(no_args_is_help=True, help="API keys of a service: add, list, revoke.")
 Store = Annotated[str, typer.Option(help="The service's store: a file or a database URL.")]
-DEFAULT_STORE = "runs/serving.sqlite"
 
 
 @keys_app.command(epilog="Example: rlhf-ray keys add --scopes chat,feedback --name alice")
@@ -51,4 +52,4 @@ def revoke(
 def _state(store: str) -> ServiceState:
     from rlhf_ray.serving.state import ServiceState
 
-    return ServiceState(store if "://" in store else f"sqlite:///{store}")
+    return ServiceState(store_url(store))

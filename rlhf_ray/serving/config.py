@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from rlhf_ray.serving.place import DEFAULT_STORE, store_url
 from rlhf_ray.strict import Strict
 
 
@@ -62,7 +63,7 @@ class ServingConfig(Strict):
     allowed_hosts: tuple[str, ...] = ()
     """Names under which the service may be addressed beside `host` and, on loopback, localhost: a Host header of
     another name is refused, so that a web page cannot reach a local service under a name of its own."""
-    store: str = "runs/serving.sqlite"
+    store: str = DEFAULT_STORE
     """Keys and feedback: a file, or the URL of a PostgreSQL database (postgresql+psycopg://...) for several nodes."""
     keep_unrated_minutes: PositiveFloat = 60.0
     """How long the text of a reply is kept so that it can be rated; then it is deleted unless somebody rated it."""
@@ -86,4 +87,4 @@ class ServingConfig(Strict):
     @property
     def store_url(self) -> str:
         """`store` as a database URL."""
-        return self.store if "://" in self.store else f"sqlite:///{self.store}"
+        return store_url(self.store)

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from rlhf_ray.errors import UserError
 
 _BUSY_S = 30
+_FIX = "give a file, or postgresql+psycopg://USER:PASSWORD@HOST/NAME with the extra [postgres]"
+_LOCK: Mapping[str, str] = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(7306110)"}
 
 
 def open_database(url: str) -> Engine:
-    """An engine for `sqlite:///FILE`, whose commits survive a crash of the machine, or for another URL of SQLAlchemy.
+    """An engine for `sqlite:///FILE`, whose commits survive a crash of the machine, or for PostgreSQL.
 
-    `UserError` for what is no URL, or one of a database whose driver is not installed.
+    `UserError` for what is no URL, or one of another database, or if the driver is not installed.
     """
     try:
         parsed = make_url(url)
+        if parsed.get_backend_name() not in _LOCK:
+            raise UserError(f"store: {parsed.get_backend_name()} is not supported; {_FIX}")
         if parsed.get_backend_name() != "sqlite":
             return create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
     except (ArgumentError, ImportError) as error:
-        raise UserError(
-            f"store: {error}; give a file, or postgresql+psycopg://USER:PASSWORD@HOST/NAME with the extra [postgres]"
-        ) from None
+        raise UserError(f"store: {error}; {_FIX}") from None
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     # What people wrote does not belong into an error or a log.
@@ -38,3 +42,14 @@ def open_database(url: str) -> Engine:
             connection.execute(f"PRAGMA {pragma}")
 
     return engine
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction of the only writer: what it reads stays true until it is committed.
+
+    So no reply is forgotten between being looked up and being rated, and nothing is made twice.
+    """
+    with engine.begin() as connection:
+        connection.exec_driver_sql(_LOCK[engine.dialect.name])
+        yield connection

@@ -81,16 +81,15 @@ class Gateway:
         self._config, self._state = config, ServiceState(config.store_url)
         versions = [policy.version for policy in policies]
         canary = versions[1] if len(versions) > 1 else None
-        self._start = Traffic(versions[0], canary, config.canary_weight if canary else 0.0)
+        start = Traffic(versions[0], canary, config.canary_weight if canary else 0.0)
         self._deployment = hashlib.sha256(repr([asdict(policy) for policy in policies]).encode()).hexdigest()[:32]
-        self._writer = RayWriter(writer_handle(config.name, config.store_url))
         self._service = Service(
             config,
             policies,
             self._state,
-            self._state.traffic(config.name, self._deployment, self._start),
+            self._state.start(config.name, self._deployment, start),
             RayEngines(dict(zip(versions, handles.values(), strict=True))),
-            self._writer,
+            RayWriter(writer_handle(config.name, config.store_url)),
         )
         self._following: asyncio.Task[None] | None = None
 
@@ -107,7 +106,7 @@ class Gateway:
             try:
                 changes = self._service.changes
                 keys = await asyncio.to_thread(self._state.keys)
-                traffic = await asyncio.to_thread(self._state.traffic, name, deployment, self._start)
+                traffic = await asyncio.to_thread(self._state.traffic, name, deployment)
                 self._service.refresh(keys, traffic, changes)
                 if seconds >= _FORGET_S:
                     seconds = 0.0

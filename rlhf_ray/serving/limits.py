@@ -69,12 +69,12 @@ class Quotas:
 class Places:
     """So many requests at once; one more is told to come back."""
 
-    def __init__(self, places: int, retry_after: float = 2.0) -> None:
-        self.taken, self._places, self._retry_after = 0, places, retry_after
+    def __init__(self, places: int) -> None:
+        self.taken, self._places = 0, places
 
     def __enter__(self) -> None:
         if self.taken >= self._places:
-            raise ApiError(503, "the service is busy; try again", retry_after=self._retry_after)
+            raise ApiError(503, "the service is busy; try again", retry_after=2.0)
         self.taken += 1
 
     def __exit__(self, *_: object) -> None:

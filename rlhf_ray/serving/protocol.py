@@ -9,11 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rlhf_ray.serving.config import LimitsConfig
 
 _TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
-    413: "invalid_request_error",
     429: "rate_limit_error",
 }
 
@@ -47,7 +45,6 @@ class ChatMessage(_Sent):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
-    name: Annotated[str, Field(max_length=64)] | None = None
 
     @property
     def text(self) -> str:
@@ -63,7 +60,6 @@ class StreamOptions(_Sent):
     """How a reply is streamed."""
 
     include_usage: bool = False
-    include_obfuscation: bool = False
 
 
 class ChatRequest(_Sent):

@@ -112,10 +112,11 @@ class Service:
         """Deletes the text of replies that nobody rated in time."""
         await self.writer.forget(time.time() - 60 * self.config.keep_unrated_minutes)
 
-    def refresh(self, keys: Sequence[Key], traffic: Traffic, changes: int) -> None:
-        """What other processes changed, read when this one had made `changes`: what it has changed since is newer."""
+    def refresh(self, keys: Sequence[Key], traffic: Traffic | None, changes: int) -> None:
+        """What other processes changed, read when this one had made `changes`: what it has changed since is newer.
+        There is no traffic for it if another deployment has taken its name."""
         self._keyring = Keyring(keys)
-        if changes == self.changes:
+        if traffic is not None and changes == self.changes:
             self._traffic = traffic
 
     def _version(self, key: Key, request: ChatRequest, conversation: str | None, side: str | None) -> tuple[str, str]:
@@ -210,15 +211,10 @@ def _usage(reply_id: str, model: str, end: Finished) -> str:
         "created": int(time.time()),
         "model": model,
         "choices": [],
-        "usage": usage_of(end),
+        "usage": {
+            "prompt_tokens": end.prompt_tokens,
+            "completion_tokens": end.completion_tokens,
+            "total_tokens": end.prompt_tokens + end.completion_tokens,
+        },
     }
     return f"data: {json.dumps(body)}\n\n"
-
-
-def usage_of(end: Finished) -> dict[str, int]:
-    """Tokens, as OpenAI's `usage`."""
-    return {
-        "prompt_tokens": end.prompt_tokens,
-        "completion_tokens": end.completion_tokens,
-        "total_tokens": end.prompt_tokens + end.completion_tokens,
-    }

@@ -9,10 +9,10 @@ from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Column, Float, MetaData, String, Table, delete, insert, select, update
+from sqlalchemy import Column, Connection, Float, MetaData, String, Table, delete, insert, select, update
 
 from rlhf_ray.errors import UserError
-from rlhf_ray.serving.database import open_database
+from rlhf_ray.serving.database import open_database, writing
 from rlhf_ray.serving.keys import SCOPES, Key, new_key
 from rlhf_ray.serving.traffic import Traffic
 
@@ -42,7 +42,8 @@ class ServiceState:
 
     def __init__(self, url: str) -> None:
         self._engine = open_database(url)
-        _TABLES.create_all(self._engine)
+        with writing(self._engine) as connection:
+            _TABLES.create_all(connection)
 
     def keys(self) -> list[Key]:
         """All keys that are not revoked."""
@@ -56,7 +57,7 @@ class ServiceState:
         if unknown or not scopes:
             raise UserError(f"scopes {', '.join(unknown) or '(none)'}: give some of {', '.join(SCOPES)}")
         text, key = new_key(scopes, name)
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(
                 insert(_KEYS).values(
                     id=key.id, salt=key.salt, digest=key.digest, scopes=",".join(sorted(scopes)), name=name,
@@ -67,16 +68,20 @@ class ServiceState:
 
     def revoke(self, key_id: str) -> None:
         """Deletes a key; services forget it within seconds. `UserError` if there is none."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             if not connection.execute(delete(_KEYS).where(_KEYS.c.id == key_id)).rowcount:
                 raise UserError(f"there is no key {key_id}; `rlhf-ray keys list` shows them")
 
-    def traffic(self, service: str, deployment: str, start: Traffic) -> Traffic:
+    def traffic(self, service: str, deployment: str) -> Traffic | None:
+        """The traffic of `service`, if it was last started as this `deployment`."""
+        with self._engine.connect() as connection:
+            return _traffic(connection, service, deployment)
+
+    def start(self, service: str, deployment: str, start: Traffic) -> Traffic:
         """The traffic of `service` as it was left, if it was started as this `deployment`; `start` otherwise."""
-        with self._engine.begin() as connection:
-            row = connection.execute(select(_TRAFFIC).where(_TRAFFIC.c.service == service)).one_or_none()
-            if row is not None and row.deployment == deployment:
-                return Traffic(**json.loads(row.traffic))
+        with writing(self._engine) as connection:
+            if (found := _traffic(connection, service, deployment)) is not None:
+                return found
             fresh = Traffic(**(asdict(start) | {"salt": secrets.token_hex(16)}))
             connection.execute(delete(_TRAFFIC).where(_TRAFFIC.c.service == service))
             connection.execute(insert(_TRAFFIC).values(service=service, deployment=deployment, **_columns(fresh)))
@@ -84,8 +89,14 @@ class ServiceState:
 
     def set_traffic(self, service: str, traffic: Traffic) -> None:
         """Other gateways follow within seconds."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(update(_TRAFFIC).where(_TRAFFIC.c.service == service).values(**_columns(traffic)))
+
+
+def _traffic(connection: Connection, service: str, deployment: str) -> Traffic | None:
+    of_it = (_TRAFFIC.c.service == service, _TRAFFIC.c.deployment == deployment)
+    text = connection.execute(select(_TRAFFIC.c.traffic).where(*of_it)).scalar_one_or_none()
+    return None if text is None else Traffic(**json.loads(text))
 
 
 def _columns(traffic: Traffic) -> dict[str, Any]:

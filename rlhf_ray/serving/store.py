@@ -7,7 +7,6 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -31,8 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from rlhf_ray.errors import UserError
-from rlhf_ray.serving.database import open_database
+from rlhf_ray.serving.database import open_database, writing
 from rlhf_ray.serving.records import Added, DifferentPrompts, FeedbackItem, PreferenceItem, Reply, UnknownReply
 
 Record = Reply | FeedbackItem | PreferenceItem
@@ -77,7 +75,6 @@ ABOUT = Table(
 _SETTINGS = Table("feedback_settings", _TABLES, Column("name", String(32), primary_key=True), Column("value", Text))
 
 _INSERT: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-_LOCK: Mapping[str, str] = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(7306110)"}
 _ERASE_MS = 500
 
 
@@ -88,12 +85,10 @@ class FeedbackStore:
         """Creates the tables if they are missing. `UserError` for a database that is not supported."""
         self._engine = open_database(url)
         self._dialect = self._engine.dialect.name
-        if self._dialect not in _INSERT:
-            raise UserError(f"store: {self._dialect} is not supported; give a file, or postgresql+psycopg://...")
         self._insert = _INSERT[self._dialect]
         if self._dialect == "sqlite":
             event.listen(self._engine, "connect", _erase_what_is_deleted)
-        with self._writing() as connection:
+        with writing(self._engine) as connection:
             _TABLES.create_all(connection)
             salt = self._insert(_SETTINGS).values(name="salt", value=secrets.token_hex(16))
             connection.execute(salt.on_conflict_do_nothing())
@@ -117,13 +112,13 @@ class FeedbackStore:
 
         A record that is refused leaves no trace and does not hinder the others. Writing a record again is harmless.
         """
-        with self._writing() as connection:
+        with writing(self._engine) as connection:
             return [self._write(connection, record) for record in records]
 
     def forget(self, older_than: float) -> int:
         """Deletes the replies made before `older_than` (UTC seconds) about which nobody said anything; how many."""
         unrated = ~exists().where(ABOUT.c.reply_id == REPLIES.c.id)
-        with self._writing() as connection:
+        with writing(self._engine) as connection:
             count = connection.execute(delete(REPLIES).where(REPLIES.c.created < older_than, unrated)).rowcount
         self._erase(count)
         return count
@@ -135,7 +130,7 @@ class FeedbackStore:
         the text when it vacuums, SQLite's at once unless somebody is reading.
         """
         about = select(ABOUT.c.statement_id).where(ABOUT.c.reply_id == reply_id)
-        with self._writing() as connection:
+        with writing(self._engine) as connection:
             count = connection.execute(delete(STATEMENTS).where(STATEMENTS.c.id.in_(about))).rowcount
             count += connection.execute(delete(REPLIES).where(REPLIES.c.id == reply_id)).rowcount
         self._erase(count)
@@ -154,16 +149,6 @@ class FeedbackStore:
 
         with self._engine.connect() as connection:
             yield from rows(connection, since)
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        """A transaction of the only writer: what it reads stays true until it is committed.
-
-        So no reply is forgotten between being looked up and being rated, and no table is made twice.
-        """
-        with self._engine.begin() as connection:
-            connection.exec_driver_sql(_LOCK[self._dialect])
-            yield connection
 
     def _write(self, connection: Connection, record: Record) -> Added | Refusal:
         if isinstance(record, Reply):

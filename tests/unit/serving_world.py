@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from rlhf_ray.serving.store import FeedbackStore
 
 from rlhf_ray.serving.config import LimitsConfig, ServingConfig
 from rlhf_ray.serving.gateway import make_app
 from rlhf_ray.serving.replies import Finished, Part, Piece, Refused, Whole
 from rlhf_ray.serving.service import Service
 from rlhf_ray.serving.state import ServiceState
+from rlhf_ray.serving.store import FeedbackStore
 from rlhf_ray.serving.traffic import Policy, Traffic
 
 STABLE = Policy("demo_1", "runs/demo", "/models/demo", "passed")
@@ -89,7 +89,7 @@ class ServingWorld:
         self.keys = {name: self.state.add_key(opened, name) for name, opened in scopes.items()}
         self.writer, self.engines = StoreWriter(FeedbackStore(url)), ScriptedEngines()
         start = Traffic(STABLE.version, CANARY.version if canary else None, weight if canary else 0.0)
-        traffic = self.state.traffic(self.config.name, "first", start)
+        traffic = self.state.start(self.config.name, "first", start)
         self.service = Service(self.config, [STABLE, CANARY], self.state, traffic, self.engines, self.writer)
 
     def client(self, key: str | None = "all", host: str = "127.0.0.1:8000") -> httpx.AsyncClient:

@@ -290,7 +290,7 @@ def test_promote_and_roll_back(tmp_path: Path) -> None:
     world.service.refresh(world.state.keys(), stale, seen)
     assert world.service.policies()["stable"]["version"] == "demo_1", "what was read before a change is older"
     start = world.service._traffic  # type: ignore[attr-defined]
-    assert world.state.traffic("policy", "first", start) == start, "a gateway that starts again goes on with it"
+    assert world.state.start("policy", "first", stale) == start, "a gateway that starts again goes on with it"
 
 
 def test_blind_sides_are_the_two_policies_in_an_order_that_the_client_does_not_know(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,16 @@ def test_a_config_is_checked_before_anything_starts() -> None:
     with pytest.raises(UserError, match="canary_weight: should be less than 1"):
         serving_config({"model": "m", "canary_weight": 1.5})
     assert ServingConfig(model="m").host == "127.0.0.1", "nobody else can reach it"
+
+
+def test_traffic_belongs_to_a_deployment(tmp_path: Path) -> None:
+    """Gateways that start at the same time agree, and a service started anew does not take over what another left."""
+    url = f"sqlite:///{tmp_path / 'serving.sqlite'}"
+    with ThreadPoolExecutor(8) as pool:
+        states = list(pool.map(lambda _: ServiceState(url), range(8)))
+        found = list(pool.map(lambda state: state.start("policy", "first", Traffic("one", "two", 0.5)), states))
+    assert len(set(found)) == 1 and len(found[0].salt) == 32
+    states[0].set_traffic("policy", found[0].promoted())
+    assert states[1].start("policy", "first", Traffic("one")).stable == "two"
+    assert states[1].start("policy", "second", Traffic("three")).stable == "three"
+    assert states[2].traffic("policy", "first") is None, "its gateways keep what they know"
