@@ -11,7 +11,7 @@ from rlhf_ray.serving.protocol import ApiError
 
 Clock = Callable[[], float]
 
-_HEADERS = {
+HEADERS = {
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     b"img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     b"x-content-type-options": b"nosniff",
@@ -141,7 +141,7 @@ def _with_headers(send: Any) -> Any:
     async def sending(message: Any) -> None:
         if message["type"] == "http.response.start":
             have = {name.lower() for name, _ in message.get("headers", ())}
-            more = [(name, value) for name, value in _HEADERS.items() if name not in have]
+            more = [(name, value) for name, value in HEADERS.items() if name not in have]
             message = {**message, "headers": [*message.get("headers", ()), *more]}
         await send(message)
 

@@ -18,14 +18,10 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from fastapi.staticfiles import StaticFiles
 
 import rlhf_ray
+from rlhf_ray.serving.limits import HEADERS
 
 PAGE = Path(rlhf_ray.__file__).parent / "serving" / "page"
 KEY = "rk-0123456789ab-right"
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-}
 NOTHING_SAID: dict[str, Any] = {
     "counts": {
         "thumb": {"up": 0, "down": 0},
@@ -175,7 +171,7 @@ class _Guarded:
 
         async def sending(message: Any) -> None:
             if message["type"] == "http.response.start":
-                more = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                more = list(HEADERS.items())
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
