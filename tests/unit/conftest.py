@@ -1,12 +1,15 @@
-"""Tiny models that several files build reward models on."""
+"""Fixtures of several files: tiny models to build reward models on, and databases for feedback."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from feedback_stores import clock, postgres, store, url
 
 from rlhf_ray.models.tiny import tiny_encoder, tiny_model
+
+__all__ = ["bases", "clock", "postgres", "store", "url"]
 
 
 @pytest.fixture(scope="session")
