@@ -28,6 +28,8 @@ class Running:
     address: str
     key: str
     folder: Path
+    session: Path
+    """The logs of its Ray cluster."""
 
     def client(self, **settings: Any) -> openai.OpenAI:
         """OpenAI's own client."""
@@ -64,7 +66,8 @@ def serving(folder: Path, *words: str) -> Iterator[Running]:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, text=True, cwd=folder)
     try:
         key = _await_start(process, log, folder / "key")
-        yield Running(f"http://127.0.0.1:{port}", key, folder)
+        session = Path("/tmp/ray/session_latest/logs").resolve()
+        yield Running(f"http://127.0.0.1:{port}", key, folder, session)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

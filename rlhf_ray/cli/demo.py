@@ -75,6 +75,7 @@ def _say(console: Console, summary: dict[str, object], run_dir: Path) -> None:
     for line in (
         "Next:",
         f"  open {summary['report']}",
+        f"  rlhf-ray serve {run_dir}",
         f"  rlhf-ray train {run_dir}/config.yaml train.num_steps=20 --run-dir {run_dir}-longer",
         f"  rlhf-ray train {own} --dry-run",
     ):

@@ -73,6 +73,21 @@ def test_feedback_is_stored_with_the_policy_that_it_is_about(service: Running) -
     assert summary["counts"]["thumb"] == {"up": 0, "down": 1} and summary["counts"]["preference"]["b"] == 1
 
 
+def test_what_is_said_is_in_no_log(service: Running) -> None:
+    """Neither in Ray's, Serve's and vLLM's, nor on the terminal; a word that nobody else says is looked for."""
+    word = "xylophonically"
+    body = {"model": "policy", "messages": [{"role": "user", "content": word}], "max_tokens": 2}
+    reply = service.post("/v1/chat/completions", body)
+    given = {"reply_id": reply.json()["id"], "kind": "correction", "value": word, "comment": word}
+    assert service.post("/v1/feedback", given).status_code == 201
+    assert service.post("/v1/chat/completions", {**body, "max_tokens": 0}).status_code == 400
+    time.sleep(2)  # logs are written behind
+    logs = [file for file in service.session.rglob("*") if file.is_file() and not file.is_symlink()]
+    assert any("ServeReplica" in file.name or "replica" in file.name for file in logs), "these are the logs"
+    found = [file for file in [*logs, *service.folder.glob("*.log")] if word.encode() in file.read_bytes()]
+    assert not found
+
+
 def test_another_key_can_be_added_and_revoked_while_it_runs(service: Running) -> None:
     store = ["--store", str(service.folder / "serving.sqlite")]
     key = service.command("keys", "add", "--scopes", "chat", *store).stdout.strip()

@@ -1,4 +1,4 @@
-"""One browser and one stand-in for all tests of the page."""
+"""A browser and a stand-in for the tests of the page."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"
 ARGUMENTS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """For a module: while it is open, Playwright's event loop is the main thread's, and other tests can run none."""
     if CHROMIUM is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
     with sync_playwright() as playwright:
