@@ -116,10 +116,18 @@ def _first_key(config: ServingConfig) -> str | None:
     return None if state.keys() else state.add_key(SCOPES, "first")
 
 
+def _metrics_addresses() -> list[str]:
+    """Where each node of the cluster shows its metrics."""
+    import ray
+
+    return [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in ray.nodes() if node["Alive"]]
+
+
 def _say(console: Console, config: ServingConfig, key: str | None, seconds: float) -> None:
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     address = f"http://{host}:{config.port}"
     lines = [f"serving {config.name} at {address} after {seconds:.0f} s; Ctrl-C stops it"]
+    lines += [f"metrics for Prometheus: {metrics}" for metrics in _metrics_addresses()]
     if key is None:
         lines.append("keys: `rlhf-ray keys list`; another one: `rlhf-ray keys add --scopes chat,feedback`")
     else:

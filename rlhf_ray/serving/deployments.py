@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from rlhf_ray.machine import cpu_cores
 from rlhf_ray.serving.config import ServingConfig
 from rlhf_ray.serving.gateway import make_app
+from rlhf_ray.serving.meters import RayMeters
 from rlhf_ray.serving.replies import Part
 from rlhf_ray.serving.service import Service
 from rlhf_ray.serving.state import ServiceState
@@ -90,6 +91,7 @@ class Gateway:
             self._state.start(config.name, self._deployment, start),
             RayEngines(dict(zip(versions, handles.values(), strict=True))),
             RayWriter(writer_handle(config.name, config.store_url)),
+            RayMeters(),
         )
         self._following: asyncio.Task[None] | None = None
 

@@ -28,7 +28,12 @@ Side = Annotated[str | None, Header(alias="X-Arena-Side", pattern="^[ab]$")]
 def make_app(service: Service) -> FastAPI:
     """The ASGI application of one gateway."""
     app = FastAPI(title="rlhf-ray", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, hosts=service.hosts, body_bytes=service.config.limits.body_bytes)
+    app.add_middleware(
+        Guard,
+        hosts=service.hosts,
+        body_bytes=service.config.limits.body_bytes,
+        answered=lambda route, status: service.meters.count("requests", route=route, status=str(status)),
+    )
     _add_errors(app)
     _add_chat(app, service)
     _add_feedback(app, service)
@@ -89,12 +94,13 @@ def _add_feedback(app: FastAPI, service: Service) -> None:
     @app.post("/v1/feedback")
     async def feedback(request: Request, key: Key = judging) -> Response:
         item = _item(FeedbackItem, await _body(request), key)
-        return _added(await service.writer.add_feedback(item))
+        return _added(service, item.kind, await service.writer.add_feedback(item))
 
     @app.post("/v1/preferences")
     async def preferences(request: Request, key: Key = judging) -> Response:
         item = _item(PreferenceItem, await _body(request), key)
-        return _added(await service.writer.add_preference(item))
+        kind = "preference" if item.ranks is None else "ranking"
+        return _added(service, kind, await service.writer.add_preference(item))
 
     @app.get("/v1/feedback/summary")
     async def summary(since: str | None = None, key: Key = judging) -> dict[str, Any]:
@@ -127,7 +133,9 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         return {"deleted": await service.writer.delete(reply_id)}
 
 
-def _added(added: Any) -> Response:
+def _added(service: Service, kind: str, added: Any) -> Response:
+    if not added.duplicate:
+        service.meters.count("feedback", kind=kind)
     body = {"feedback_id": added.id, "duplicate": added.duplicate}
     return JSONResponse(body, status_code=200 if added.duplicate else 201)
 

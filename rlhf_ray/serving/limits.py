@@ -87,8 +87,9 @@ class Guard:
     A Host of another name means that a web page reached a local service through a name of its own (DNS rebinding).
     """
 
-    def __init__(self, app: Any, hosts: Collection[str], body_bytes: int) -> None:
-        self._app, self._hosts, self._most = app, frozenset(hosts), body_bytes
+    def __init__(self, app: Any, hosts: Collection[str], body_bytes: int, answered: Callable[[str, int], None]) -> None:
+        """`answered` is told the route (as it is declared, or "other") and the status of every answer."""
+        self._app, self._hosts, self._most, self._answered = app, frozenset(hosts), body_bytes, answered
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI."""
@@ -96,7 +97,7 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return  # no web sockets here
-        headers = dict(scope["headers"])
+        headers, send = dict(scope["headers"]), self._sending(scope, send)
         host = headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0].strip("[]").lower()
         length = headers.get(b"content-length", b"0")
         if self._hosts and host not in self._hosts:
@@ -104,7 +105,20 @@ class Guard:
         elif not length.isdigit() or int(length) > self._most or (body := await self._body(receive)) is None:
             await _refuse(send, self._too_large())
         else:
-            await self._app(scope, _again(body, receive), _with_headers(send))
+            await self._app(scope, _again(body, receive), send)
+
+    def _sending(self, scope: Any, send: Any) -> Any:
+        """`send`, with `HEADERS`, and counted."""
+
+        async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self._answered(getattr(scope.get("route"), "path", "other"), message["status"])
+                have = {name.lower() for name, _ in message.get("headers", ())}
+                more = [(name, value) for name, value in HEADERS.items() if name not in have]
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
+            await send(message)
+
+        return sending
 
     async def _body(self, receive: Any) -> bytes | None:
         """All of it; None if it is too large, whatever its length was said to be."""
@@ -137,19 +151,8 @@ def _again(body: bytes, receive: Any) -> Any:
     return receiving
 
 
-def _with_headers(send: Any) -> Any:
-    async def sending(message: Any) -> None:
-        if message["type"] == "http.response.start":
-            have = {name.lower() for name, _ in message.get("headers", ())}
-            more = [(name, value) for name, value in HEADERS.items() if name not in have]
-            message = {**message, "headers": [*message.get("headers", ()), *more]}
-        await send(message)
-
-    return sending
-
-
 async def _refuse(send: Any, error: ApiError) -> None:
     body = json.dumps(error.body()).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await _with_headers(send)({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

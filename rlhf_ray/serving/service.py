@@ -15,6 +15,7 @@ from rlhf_ray.errors import UserError
 from rlhf_ray.serving.config import ServingConfig
 from rlhf_ray.serving.keys import Key, Keyring
 from rlhf_ray.serving.limits import Places, Quotas
+from rlhf_ray.serving.meters import Meters
 from rlhf_ray.serving.protocol import ApiError, ChatRequest
 from rlhf_ray.serving.records import Reply
 from rlhf_ray.serving.replies import Engines, Finished, Part, Piece, Refused, Whole, Writer
@@ -36,9 +37,10 @@ class Service:
         traffic: Traffic,
         engines: Engines,
         writer: Writer,
+        meters: Meters,
     ) -> None:
         """`traffic` names versions of `policies`."""
-        self.config, self.writer, self.began = config, writer, time.time()
+        self.config, self.writer, self.meters, self.began = config, writer, meters, time.time()
         self.changes = 0
         self._policies = {policy.version: policy for policy in policies}
         self._state, self._traffic, self._engines = state, traffic, engines
@@ -149,6 +151,8 @@ class Service:
                 raise ApiError(504, f"the reply took more than {seconds:g} s", retry_after=10.0) from None
             except Exception as error:
                 _LOG.warning("engine of %s failed (attempt %d): %s", version, attempt, type(error).__name__)
+                if began:
+                    self.meters.count("torn_replies", policy=version)
                 if began or attempt == _ATTEMPTS:
                     raise ApiError(503, "the engine failed in the middle of a reply", retry_after=5.0) from error
 
@@ -156,19 +160,33 @@ class Service:
         """Events of a stream, or one body. The reply is given to the writer before its end is sent: feedback that comes
         later, through this gateway, is written after it."""
         with self._places:
+            asked, first = time.monotonic(), None
             whole: Mapping[str, Any] | None = None
             async for reply_id, part in self._parts(version, request):
                 if isinstance(part, Piece):
+                    first = first or time.monotonic()
                     yield part.events
                 elif isinstance(part, Whole):
                     whole = part.body
                 elif isinstance(part, Finished):
                     self._quotas.charge(key.id, part.prompt_tokens + part.completion_tokens)
+                    self._measure(version, asked, first, part)
                     self._keep(reply_id, version, request, conversation, part)
                     if request.stream_options is not None and request.stream_options.include_usage:
                         yield _usage(reply_id, self.config.name, part)
             if whole is not None:
                 yield whole
+
+    def _measure(self, version: str, asked: float, first: float | None, end: Finished) -> None:
+        """The tokens of a reply, and its times; `first` is that of its first token, if it was streamed."""
+        now = time.monotonic()
+        self.meters.count("tokens", end.prompt_tokens, policy=version, kind="prompt")
+        self.meters.count("tokens", end.completion_tokens, policy=version, kind="completion")
+        self.meters.observe("reply_seconds", now - asked, policy=version)
+        if first is not None:
+            self.meters.observe("first_token_seconds", first - asked, policy=version)
+            if end.completion_tokens > 1:
+                self.meters.observe("token_seconds", (now - first) / (end.completion_tokens - 1), policy=version)
 
     def _keep(self, reply_id: str, version: str, request: ChatRequest, conversation: str, end: Finished) -> None:
         """Does not wait for the disk: a reply is not lost because the writer is, it can only not be rated then."""

@@ -13,9 +13,11 @@ from tests.serving_process import Running, serving
 PREFERENCES = 200
 PROMPTS = [f"tell me about {thing}" for thing in ("the sun", "a tree", "the city", "a book", "the sea", "a dog")]
 DPO = [
-    "model.path=tiny", "lora=null", "train.learning_rate=2e-3", "train.max_steps=100", "train.batch_size=8",
-    "train.cpus_per_worker=0.5", "method.loss=sigmoid", "method.label_smoothing=0.0",
+    "model.path=tiny", "lora=null", "train.learning_rate=5e-4", "train.max_steps=100", "train.batch_size=8",
+    "train.cpus_per_worker=0.5", "method.loss=sigmoid", "method.label_smoothing=0.0", "data.heldout_fraction=0.4",
+    "gate.min_accuracy=0.4",  # some 80 held-out pairs: the interval is 20 points wide
 ]  # fmt: skip
+TEMPERATURE = 0.25  # of what the model says at 1, 200 preferences name hardly any token twice
 
 
 def test_what_people_prefer_is_served_in_the_end(tmp_path: Path) -> None:
@@ -35,7 +37,7 @@ def test_what_people_prefer_is_served_in_the_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     strict = tmp_path / "run" / "config.yaml"
     kept = strict.read_text()
-    strict.write_text(kept.replace("min_accuracy: 0.5", "min_accuracy: 1.0"))
+    strict.write_text(kept.replace("min_accuracy: 0.4", "min_accuracy: 1.0"))
     refused = running.command("serve", "run", "--port", "0", "--store", "serving.sqlite")
     assert refused.returncode == 3 and "held-out accuracy" in refused.stderr, refused.stderr
     strict.write_text(kept)
@@ -44,7 +46,7 @@ def test_what_people_prefer_is_served_in_the_end(tmp_path: Path) -> None:
         assert json.loads(promoted.stdout)["stable"]["source"] == "run", promoted.stderr
         after = _mean(running)
     print(f"share of vowels: {before:.3f} before, {after:.3f} after")
-    assert after > before + 0.03, (before, after)
+    assert after > before + 0.02, (before, after)
 
 
 def _compare(running: Running, number: int) -> bool:
@@ -57,14 +59,16 @@ def _compare(running: Running, number: int) -> bool:
 
 
 def _reply(running: Running, prompt: str, seed: int) -> tuple[str, str]:
-    body = {"model": "policy", "messages": [{"role": "user", "content": prompt}], "max_tokens": 12, "seed": seed}
+    said = [{"role": "user", "content": prompt}]
+    body = {"model": "policy", "messages": said, "max_tokens": 12, "seed": seed, "temperature": TEMPERATURE}
     reply = running.post("/v1/chat/completions", body).json()
     return reply["id"], reply["choices"][0]["message"]["content"]
 
 
 def _mean(running: Running) -> float:
-    asked = [(prompt, 10_000 + seed) for prompt in PROMPTS for seed in range(12)]
-    return statistics.fmean(vowels(_reply(running, prompt, seed)[1]) for prompt, seed in asked)
+    asked = [(prompt, 10_000 + seed) for prompt in PROMPTS for seed in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        return statistics.fmean(vowels(text) for _, text in pool.map(lambda words: _reply(running, *words), asked))
 
 
 def vowels(text: str) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +16,8 @@ import pytest
 
 from rlhf_ray.models.tiny import tiny_model
 from tests.serving_process import Running, serving
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +90,27 @@ def test_what_is_said_is_in_no_log(service: Running) -> None:
     assert any("ServeReplica" in file.name or "replica" in file.name for file in logs), "these are the logs"
     found = [file for file in [*logs, *service.folder.glob("*.log")] if word.encode() in file.read_bytes()]
     assert not found
+
+
+def test_prometheus_finds_what_the_dashboard_of_grafana_asks_for(service: Running) -> None:
+    """Every metric of deploy/grafana.json but torn replies, of which there are none."""
+    body = {"model": "policy", "messages": [{"role": "user", "content": "count me"}], "max_tokens": 3}
+    rated = {"reply_id": service.post("/v1/chat/completions", body).json()["id"], "kind": "thumb", "value": "up"}
+    assert service.post("/v1/feedback", rated).status_code == 201
+    assert service.post("/v1/chat/completions", {**body, "stream": True}).status_code == 200
+    (log,) = service.folder.glob("serve-*.log")
+    address = re.search(r"metrics for Prometheus: (\S+)", log.read_text())
+    wanted = set(re.findall(r"ray_rlhf_serve_\w+", (DEPLOY / "grafana.json").read_text()))
+    wanted.remove("ray_rlhf_serve_torn_replies_total")
+    deadline = time.monotonic() + 60  # Ray gathers metrics every few seconds
+    missing, found = wanted, ""
+    while address is not None and missing and time.monotonic() < deadline:
+        time.sleep(1)
+        found = httpx.get(f"{address[1]}/metrics", timeout=30).text
+        missing = {name for name in wanted if f"\n{name}{{" not in found}
+    assert not missing
+    assert re.search(r'ray_rlhf_serve_requests_total\{.*route="/v1/chat/completions".*status="200"', found)
+    assert "count me" not in found
 
 
 def test_another_key_can_be_added_and_revoked_while_it_runs(service: Running) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import httpx
 
 from rlhf_ray.serving.config import LimitsConfig, ServingConfig
 from rlhf_ray.serving.gateway import make_app
+from rlhf_ray.serving.meters import COUNTERS, Counted, Timed
 from rlhf_ray.serving.replies import Finished, Part, Piece, Refused, Whole
 from rlhf_ray.serving.service import Service
 from rlhf_ray.serving.state import ServiceState
@@ -77,6 +79,22 @@ class StoreWriter:
         return self.store.summary(since)
 
 
+@dataclass
+class Counts:
+    """`Meters` that can be read: amounts by name and labels, times by name."""
+
+    amounts: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    times: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def count(self, name: Counted, amount: int = 1, **labels: str) -> None:
+        assert set(labels) == set(COUNTERS[name][1])
+        self.amounts[(name, *labels.values())] += amount
+
+    def observe(self, name: Timed, seconds: float, policy: str) -> None:
+        assert policy in (STABLE.version, CANARY.version)
+        self.times[name].append(seconds)
+
+
 class ServingWorld:
     """One service and what stands around it. `keys` has a key of each scope and one of all (`all`)."""
 
@@ -90,7 +108,10 @@ class ServingWorld:
         self.writer, self.engines = StoreWriter(FeedbackStore(url)), ScriptedEngines()
         start = Traffic(STABLE.version, CANARY.version if canary else None, weight if canary else 0.0)
         traffic = self.state.start(self.config.name, "first", start)
-        self.service = Service(self.config, [STABLE, CANARY], self.state, traffic, self.engines, self.writer)
+        self.meters = Counts()
+        self.service = Service(
+            self.config, [STABLE, CANARY], self.state, traffic, self.engines, self.writer, self.meters
+        )
 
     def client(self, key: str | None = "all", host: str = "127.0.0.1:8000") -> httpx.AsyncClient:
         """A client with one of `keys`, or without any."""
