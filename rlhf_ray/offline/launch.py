@@ -212,10 +212,14 @@ def _last(run_dir: Path) -> dict[str, object]:
 
 
 def create_run(config: AnyOfflineConfig, run_dir: Path, config_yaml: str, command: str) -> None:
-    """The run directory, with hashes of the data in its manifest."""
-    from rlhf_ray.data.files import data_files
+    """The run directory, with hashes of the data in its manifest, and which feedback of a service they hold."""
+    from rlhf_ray.data.files import data_files, raw_rows
+    from rlhf_ray.data.lineage import feedback_lineage
     from rlhf_ray.rundir.commit import file_sha256
 
     paths = [config.data.path, *([config.data.heldout_path] if config.data.heldout_path else [])]
     hashes = {str(file): file_sha256(file) for path in paths for file in data_files(path)}
-    RunDirectory.create(run_dir, config_yaml, {"command": command, "data_sha256": hashes})
+    manifest: dict[str, object] = {"command": command, "data_sha256": hashes}
+    if hashes and (lineage := feedback_lineage(row for _, row in raw_rows(config.data.path))) is not None:
+        manifest["feedback"] = lineage
+    RunDirectory.create(run_dir, config_yaml, manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_ray.config import OfflineConfig
+from rlhf_ray.data.lineage import lineage_words
 from rlhf_ray.models.checkpoint import model_card, save_policy
 from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.weight_sync.export import Gathering, WeightExport
@@ -61,7 +63,11 @@ class PolicySetup:
 
     def write_model(self, folder: Path, tensors: Mapping[str, Tensor], step: int) -> None:
         """`policy/` in Hugging Face layout."""
+        assert self.journal is not None  # rank 0 has it
+        manifest = json.loads((self.journal.path / "manifest.json").read_text())
         card = model_card(self._config.name, self._config.model.path, self._method, step)
+        if "feedback" in manifest:
+            card += lineage_words(manifest["feedback"], manifest["data_sha256"])
         save_policy(folder / "policy", self._folder, tensors, card)
 
     def tensors(self, trainer: Any) -> dict[str, Mapping[str, Tensor]]:

@@ -35,6 +35,8 @@ def test_what_people_prefer_is_served_in_the_end(tmp_path: Path) -> None:
     words = ["train", "dpo_from_feedback.yaml", "data.path=feedback.jsonl", *DPO, "--run-dir", "run"]
     done = running.command(*words, seconds=600)
     assert done.returncode == 0, done.stderr
+    card = next((tmp_path / "run").glob("checkpoints/*/policy/README.md")).read_text()
+    assert f"{len(rows)} statements by 3 annotators about" in card and f"`{rows[0]['policy_versions'][0]}` (" in card
     strict = tmp_path / "run" / "config.yaml"
     kept = strict.read_text()
     strict.write_text(kept.replace("min_accuracy: 0.4", "min_accuracy: 1.0"))
