@@ -115,13 +115,7 @@ def same_tokenizer(folder_a: Path, folder_b: Path) -> bool:
 
 def model_config(folder: Path) -> dict[str, object]:
     """The `config.json` of `folder`; `UserError` if it is missing, not JSON, or asks for remote code."""
-    config = _read_json(folder / "config.json", f"model folder {folder}")
-    if "auto_map" in config:
-        raise UserError(
-            f"model folder {folder}: config.json has auto_map, that is, Python code of its own; such code is never "
-            "run. Use a model whose architecture is part of transformers"
-        )
-    return config
+    return _without_code(folder / "config.json")
 
 
 def max_positions(folder: Path) -> int | None:
@@ -150,6 +144,7 @@ def _check_folder(folder: Path, chat_template: bool = True) -> dict[str, object]
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise UserError(f"model folder {folder}: is a LoRA adapter; merge it into its base model first (peft)")
     config = model_config(folder)
+    _check_code(folder)
     _check_weights(folder)
     _check_tokenizer(folder)
     if chat_template:
@@ -158,8 +153,10 @@ def _check_folder(folder: Path, chat_template: bool = True) -> dict[str, object]
 
 
 def _check_parts(folder: Path, spec: RewardSpec) -> None:
+    _check_code(folder)
     for part in backbone_folders(folder, spec):
         model_config(part)
+        _check_code(part)
         _check_weights(part)
     if not (folder / HEADS_FILE).is_file():
         raise UserError(f"reward model {folder}: has no {HEADS_FILE}; copy the folder again")
@@ -167,6 +164,31 @@ def _check_parts(folder: Path, spec: RewardSpec) -> None:
     _check_tokenizer(folder)
     if spec.backbone == "decoder":
         _check_chat_template(folder)
+
+
+def _check_code(folder: Path) -> None:
+    """The tokenizer and the processors have configs of their own, for which transformers would ask at the terminal."""
+    for file in sorted(folder.glob("*config.json")):
+        _without_code(file)
+
+
+def _without_code(file: Path) -> dict[str, object]:
+    """What a config says; `UserError` if it is missing, not JSON, or names Python code of the model's own."""
+    content = _read_json(file, f"model folder {file.parent}")
+    if _names_code(content):
+        raise UserError(
+            f"model folder {file.parent}: {file.name} has auto_map, that is, Python code of its own; such code is "
+            "never run. Use a model whose architecture is part of transformers"
+        )
+    return content
+
+
+def _names_code(content: object) -> bool:
+    """At any depth: a part such as `vision_config` is a config too, whose code has been run where only the top was
+    looked at (CVE-2026-4944 in vLLM)."""
+    if isinstance(content, Mapping):
+        return "auto_map" in content or any(map(_names_code, content.values()))
+    return isinstance(content, list) and any(map(_names_code, content))
 
 
 def _check_tokenizer(folder: Path) -> None:

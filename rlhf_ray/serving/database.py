@@ -25,6 +25,9 @@ def open_database(url: str) -> Engine:
     """
     try:
         parsed = make_url(url)
+    except (ArgumentError, ValueError):  # what they quote may be a piece of the password
+        raise UserError(f"store: this is not the URL of a database; {_FIX}") from None
+    try:
         if parsed.get_backend_name() not in _LOCK:
             raise UserError(f"store: {parsed.get_backend_name()} is not supported; {_FIX}")
         if parsed.get_backend_name() != "sqlite":
@@ -32,7 +35,10 @@ def open_database(url: str) -> Engine:
     except (ArgumentError, ImportError) as error:
         raise UserError(f"store: {error}; {_FIX}") from None
     if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        file = Path(parsed.database)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():  # what people wrote is the owner's to share; SQLite gives its log the same mode
+            file.touch(mode=0o600)
     # What people wrote does not belong into an error or a log.
     engine = create_engine(parsed, connect_args={"timeout": _BUSY_S}, hide_parameters=True)
 
