@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,28 +61,38 @@ async def measured(ask: Ask, rounds: int, requests: int) -> dict[str, Any]:
     }
 
 
+@contextlib.asynccontextmanager
+async def running_service(model: str, folder: Path, *words: str) -> AsyncIterator[tuple[int, str, str]]:
+    """`rlhf-ray serve` in `folder`: its process, address and first key. It is stopped at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = folder / "log"
+    command = [sys.executable, "-m", "rlhf_ray.cli.main", "serve", model, "--port", str(port), *words]
+    with log.open("w") as stream:
+        process = subprocess.Popen(command, cwd=folder, stdout=stream, stderr=stream)
+    try:
+        key = None
+        while key is None:
+            if process.poll() is not None:
+                raise RuntimeError(log.read_text())
+            key = next((line.split()[-1] for line in log.read_text().splitlines() if line.startswith("API")), None)
+            await asyncio.sleep(0.1)
+        yield process.pid, f"http://127.0.0.1:{port}", key
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
 async def served(model: str, rounds: int, requests: int) -> dict[str, Any]:
     """Through the gateway."""
     import httpx
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    began, limits = time.perf_counter(), ("limits.requests_per_minute=1000000", "limits.tokens_per_minute=100000000")
     with tempfile.TemporaryDirectory() as folder:
-        log, began = Path(folder) / "log", time.perf_counter()
-        command = [sys.executable, "-m", "rlhf_ray.cli.main", "serve", model, "--port", str(port)]
-        command += ["limits.requests_per_minute=1000000", "limits.tokens_per_minute=100000000"]
-        with log.open("w") as stream:
-            process = subprocess.Popen(command, cwd=folder, stdout=stream, stderr=stream)
-        try:
-            key = None
-            while key is None:
-                if process.poll() is not None:
-                    raise RuntimeError(log.read_text())
-                key = next((line.split()[-1] for line in log.read_text().splitlines() if line.startswith("API")), None)
-                await asyncio.sleep(0.1)
+        async with running_service(model, Path(folder), *limits) as (_, address, key):
             headers = {"Authorization": f"Bearer {key}"}
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=300) as client:
+            async with httpx.AsyncClient(base_url=address, headers=headers, timeout=300) as client:
 
                 async def ask(prompt: str, seed: int, tokens: int) -> int:
                     said = [{"role": "user", "content": prompt}]
@@ -92,9 +103,6 @@ async def served(model: str, rounds: int, requests: int) -> dict[str, Any]:
                 await ask("Hello!", 0, 1)
                 start = time.perf_counter() - began
                 return {"first_answer_s": start, **await measured(ask, rounds, requests)}
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
 
 
 async def raw(model: str, rounds: int, requests: int) -> dict[str, Any]:

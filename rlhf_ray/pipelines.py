@@ -90,7 +90,7 @@ class DPOPipeline:
         from datasets import Dataset  # type: ignore[import-untyped]  # ships no types
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model.path))
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model.path), trust_remote_code=False)
         encoder = Encoder(tokenizer, config.data.max_tokens)
         encoded = list(pair_rows(as_pairs(_items(config, rows)), encoder))
         if not encoded:

@@ -40,6 +40,12 @@ class Running:
         headers = {"Authorization": f"Bearer {key or self.key}"}
         return httpx.post(self.address + path, json=body, headers=headers, timeout=120)
 
+    def summary(self) -> dict[str, Any]:
+        """The figures of the feedback."""
+        headers = {"Authorization": f"Bearer {self.key}"}
+        found: dict[str, Any] = httpx.get(f"{self.address}/v1/feedback/summary", headers=headers, timeout=60).json()
+        return found
+
     def command(self, *words: str, seconds: float = 120) -> subprocess.CompletedProcess[str]:
         """`rlhf-ray` in its folder, with its key."""
         settings = {**os.environ, "RLHF_RAY_KEY": self.key}
@@ -61,7 +67,7 @@ def serving(folder: Path, *words: str) -> Iterator[Running]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / f"serve-{port}.log"
-    command = _program("serve", *words, "--port", str(port), "--store", str(folder / "serving.sqlite"), *SMALL)
+    command = _program("serve", *words, "--port", str(port), *SMALL)
     with log.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, text=True, cwd=folder)
     try:

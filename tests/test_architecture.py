@@ -19,8 +19,8 @@ from rlhf_ray.cli.main import app
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rlhf_ray"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md")]
-DOCUMENTS += [ROOT / "docs" / name for name in ("preferences.md", "compare.md", "conformance.md")]
+DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md")]
+DOCUMENTS += [ROOT / "docs" / name for name in ("preferences.md", "compare.md", "conformance.md", "serving.md")]
 DOCUMENTS += [ROOT / folder / "README.md" for folder in ("benchmarks", "deploy", "tune_configs")]
 # What runs code that it was given as data. `torch.load` unpickles; yaml's safe loader is a class handed to `yaml.load`.
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -106,7 +106,8 @@ def test_links_and_file_names_exist(document: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]
     names = [name for name in re.findall(r"`([^`\s]+)`", text) if "/" in name and not name.startswith(CREATED)]
     paths = [name for name in names if re.match(r"[\w.]+/|.*\.(py|md|toml|yaml|lock)$", name)]
-    missing = [path for path in {*links, *paths} if not _exists(document.parent, path)]
+    files = {name.partition("::")[0] for name in [*links, *paths]}  # `tests/x.py::test_y`
+    missing = [file for file in files if not _exists(document.parent, file)]
     assert not missing
 
 

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rlhf_ray.data.text_rows import csv_rows, json_rows, jsonl_rows
 from rlhf_ray.errors import UserError
@@ -100,10 +101,23 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, object]]:
 
     number = 0
     with pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as table:  # not a whole row group
+        for field in table.schema_arrow:
+            if _is_extension(field.type):
+                raise ValueError(f"column {field.name} is of an extension type, which can run code when it is read")
         for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
+
+
+def _is_extension(kind: Any) -> bool:
+    """Whether a Python class makes the values, at any depth. Ray Data registers one that unpickles them."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.ExtensionType):
+        return True
+    inner = [kind.value_type] if pa.types.is_dictionary(kind) else [kind.field(i).type for i in range(kind.num_fields)]
+    return any(map(_is_extension, inner))
 
 
 def _hub_rows(name: str, split: str, key: str) -> Iterator[tuple[str, object]]:

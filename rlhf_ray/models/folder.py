@@ -141,8 +141,8 @@ def count_parameters(folder: Path) -> int:
 
 
 def _check_folder(folder: Path, chat_template: bool = True) -> dict[str, object]:
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise UserError(f"model folder {folder}: is a LoRA adapter; merge it into its base model first (peft)")
+    if (folder / "adapter_config.json").is_file():  # beside a whole model, transformers would apply it and vLLM not
+        raise UserError(f"model folder {folder}: has a LoRA adapter; merge it into its base model first (peft)")
     config = model_config(folder)
     _check_code(folder)
     _check_weights(folder)

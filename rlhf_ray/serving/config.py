@@ -63,7 +63,7 @@ class ServingConfig(Strict):
     allowed_hosts: tuple[str, ...] = ()
     """Names under which the service may be addressed beside `host` and, on loopback, localhost: a Host header of
     another name is refused, so that a web page cannot reach a local service under a name of its own."""
-    store: str = DEFAULT_STORE
+    store: Annotated[str, Field(repr=False)] = DEFAULT_STORE
     """Keys and feedback: a file, or the URL of a PostgreSQL database (postgresql+psycopg://...) for several nodes."""
     keep_unrated_minutes: PositiveFloat = 60.0
     """How long the text of a reply is kept so that it can be rated; then it is deleted unless somebody rated it."""

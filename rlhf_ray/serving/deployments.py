@@ -191,6 +191,8 @@ def environment(config: ServingConfig) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_SERVER_DEV_MODE": "0",  # whatever the shell says: doors that ask for no key, and pickle on sockets
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
     }
     if config.engine.gpus:
         return settings

@@ -70,8 +70,9 @@ def _add_chat(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(
-        request: ChatRequest, conversation: Conversation = None, side: Side = None, key: Key = chatting
+        sent: Request, conversation: Conversation = None, side: Side = None, key: Key = chatting
     ) -> Response:
+        request = _checked(ChatRequest, await _body(sent))  # not by FastAPI: it reads the body before it asks for a key
         reply = await service.chat(key, request, conversation, side)
         if request.stream:
             return StreamingResponse(_events(reply), media_type="text/event-stream")
@@ -151,8 +152,12 @@ async def _body(request: Request) -> dict[str, Any]:
 
 
 def _item(model: type[Any], body: dict[str, Any], key: Key) -> Any:
+    return _checked(model, {**body, "annotator": body.get("annotator") or key.id})
+
+
+def _checked(model: type[Any], body: dict[str, Any]) -> Any:
     try:
-        return model.model_validate({**body, "annotator": body.get("annotator") or key.id})
+        return model.model_validate(body)
     except ValidationError as error:
         raise _explained(error.errors()) from None
 

@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from playwright.sync_api import expect
 
 from rlhf_ray.models.tiny import tiny_model
+from tests.page.opened_page import PATIENCE_MS, button, chromium, compared, complete_reply
 from tests.serving_process import Running, serving
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -72,9 +74,36 @@ def test_feedback_is_stored_with_the_policy_that_it_is_about(service: Running) -
     given = {"reply_id": ids[0], "kind": "thumb", "value": "down", "idempotency_key": "once"}
     assert [service.post("/v1/feedback", given).status_code for _ in range(2)] == [201, 200]
     assert service.post("/v1/preferences", {"reply_ids": ids, "choice": "b"}).status_code == 201
-    headers = {"Authorization": f"Bearer {service.key}"}
-    summary = httpx.get(f"{service.address}/v1/feedback/summary", headers=headers, timeout=60).json()
-    assert summary["counts"]["thumb"] == {"up": 0, "down": 1} and summary["counts"]["preference"]["b"] == 1
+    counts = service.summary()["counts"]
+    assert counts["thumb"] == {"up": 0, "down": 1} and counts["preference"]["b"] == 1
+
+
+def test_the_page_in_a_browser(service: Running) -> None:
+    """A message, its reply and a thumb; a comparison of stable and canary and a vote; both in the figures after."""
+    with chromium() as browser:
+        page = browser.new_page()
+        complaints: list[str] = []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.set_default_timeout(PATIENCE_MS)
+        page.goto(f"{service.address}/#key={service.key}")
+        before = service.summary()["counts"]
+        reply = complete_reply(page, "hello from a browser")
+        with page.expect_response(lambda answer: answer.url.endswith("/v1/feedback")) as rated:
+            button(reply, "Thumbs up").click()
+        assert rated.value.status == 201
+        page.goto(f"{service.address}/#key={service.key}&arena")
+        compared(page, "Which of you is better?")
+        with page.expect_response(lambda answer: answer.url.endswith("/v1/preferences")) as voted:
+            page.keyboard.press("t")
+        assert voted.value.status == 201
+        page.goto(f"{service.address}/#key={service.key}&dashboard")
+        expect(page.get_by_role("list", name="Counts").get_by_role("listitem").first).to_contain_text("up")
+        after = service.summary()
+        assert after["counts"]["thumb"]["up"] == before["thumb"]["up"] + 1
+        assert after["counts"]["preference"]["tie"] == before["preference"]["tie"] + 1
+        assert after["canary_vs_stable"]["comparisons"] >= 1
+    assert not complaints
 
 
 def test_what_is_said_is_in_no_log(service: Running) -> None:
@@ -114,8 +143,7 @@ def test_prometheus_finds_what_the_dashboard_of_grafana_asks_for(service: Runnin
 
 
 def test_another_key_can_be_added_and_revoked_while_it_runs(service: Running) -> None:
-    store = ["--store", str(service.folder / "serving.sqlite")]
-    key = service.command("keys", "add", "--scopes", "chat", *store).stdout.strip()
+    key = service.command("keys", "add", "--scopes", "chat").stdout.strip()
     body = {"model": "policy", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
 
     def comes_to(status: int) -> bool:
@@ -128,7 +156,7 @@ def test_another_key_can_be_added_and_revoked_while_it_runs(service: Running) ->
 
     assert comes_to(200)
     assert service.post("/v1/feedback", {}, key).status_code == 403
-    assert service.command("keys", "revoke", key.split("-")[1], *store).returncode == 0
+    assert service.command("keys", "revoke", key.split("-")[1]).returncode == 0
     assert comes_to(401)
 
 

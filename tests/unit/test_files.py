@@ -256,3 +256,18 @@ def measured(work: Callable[[], object]) -> int:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["flat", "in a list"])
+def test_a_column_whose_values_are_made_by_code_is_refused(tmp_path: Path, inside: bool) -> None:
+    """Ray Data, which Ray Train imports, registers such a type: its values are unpickled when they are read."""
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
+    from ray.data.extensions import ArrowPythonObjectArray
+
+    column = ArrowPythonObjectArray.from_objects(["harmless", "here"])
+    if inside:
+        kind = pa.list_(pa.field("item", ArrowPythonObjectType()))
+        column = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), column, type=kind)
+    pq.write_table(pa.table({"prompt": column}), tmp_path / "r.parquet")
+    with pytest.raises(UserError, match="prompt is of an extension type"):
+        list(raw_rows(tmp_path / "r.parquet"))

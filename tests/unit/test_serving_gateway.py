@@ -174,7 +174,7 @@ def test_a_wrong_key_is_no_key(world: ServingWorld) -> None:
         ({"model": "policy", "messages": [{"role": "user", "content": "a"}] * 65}, 400, "65 messages", "messages"),
         ({"model": "policy", "messages": [{"role": "tool", "content": "a"}]}, 400, "'system'", "messages.0.role"),
         ({"model": "policy", "messages": [{"role": "assistant", "content": "a"}]}, 400, "must be the user's", None),
-        ([1], 400, "valid dictionary", None),
+        ([1], 400, "not a JSON object", None),
     ],
 )  # fmt: skip
 def test_a_bad_request_is_told_what_is_wrong(

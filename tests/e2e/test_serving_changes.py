@@ -1,0 +1,127 @@
+"""A service that changes while people talk to it: its engine dies, then it gets another model and another limit."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+from ray import serve
+
+from rlhf_ray.cluster import connected
+from rlhf_ray.config import PlacementConfig
+from rlhf_ray.models.tiny import tiny_model
+from rlhf_ray.serving.app import build, serving_config
+from rlhf_ray.serving.state import ServiceState
+
+PATIENCE_S = 180
+STREAMING = (1, 3)  # of four people
+
+
+class Load:
+    """Four people who ask one thing after another; two of them have their replies streamed."""
+
+    def __init__(self, address: str, key: str) -> None:
+        self.answers: list[tuple[bool, int, str]] = []
+        """Streamed or not, status, body; in the order of their ends."""
+        self._address, self._headers = address, {"Authorization": f"Bearer {key}"}
+        self._stop = threading.Event()
+        self._people = [threading.Thread(target=self._ask, args=(number,), daemon=True) for number in range(4)]
+
+    def __enter__(self) -> Load:
+        for person in self._people:
+            person.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for person in self._people:
+            person.join(PATIENCE_S)
+
+    def wait(self, more: int) -> list[tuple[bool, int, str]]:
+        """The next `more` answers, and whatever came with them."""
+        before, deadline = len(self.answers), time.monotonic() + PATIENCE_S
+        while len(self.answers) < before + more:
+            assert time.monotonic() < deadline, f"{len(self.answers) - before} answers in {PATIENCE_S} s"
+            time.sleep(0.1)
+        return self.answers[before:]
+
+    def post(self, **more: Any) -> httpx.Response:
+        """One request of somebody else."""
+        said = {"model": "policy", "messages": [{"role": "user", "content": "hello"}], **more}
+        return httpx.post(self._address, json=said, headers=self._headers, timeout=PATIENCE_S)
+
+    def _ask(self, number: int) -> None:
+        streamed = number in STREAMING
+        with httpx.Client(headers=self._headers, timeout=PATIENCE_S) as client:
+            turn = 0
+            while not self._stop.is_set():
+                said = [{"role": "user", "content": f"{number} {turn}"}]
+                body = {"model": "policy", "messages": said, "max_tokens": 24, "stream": streamed}
+                answer = client.post(self._address, json=body)
+                self.answers.append((streamed, answer.status_code, answer.text))
+                turn += 1
+
+
+def _args(model: str, **limits: Any) -> dict[str, Any]:
+    engine = {"context": 256, "kv_cache_gib": 0.25, "threads": 1, "cpus": 0.5}
+    return {"model": model, "store": "serving.sqlite", "engine": engine, "limits": _many() | limits}
+
+
+def _many() -> dict[str, Any]:
+    return {"requests_per_minute": 10**6, "tokens_per_minute": 10**8}
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Of a Serve without applications, which is gone afterwards."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with connected(PlacementConfig(), 6):
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        yield f"http://127.0.0.1:{port}/v1/chat/completions"
+        serve.shutdown()
+
+
+def _complete(streamed: bool, body: str) -> bool:
+    return body.endswith("data: [DONE]\n\n") if streamed else '"usage"' in body
+
+
+def test_a_dead_engine_and_a_new_model_lose_no_request(address: str, tmp_path: Path) -> None:
+    """Whole replies are all there. Only a stream that had begun when its engine died ends early, in an error event."""
+    for seed, name in enumerate(("one", "two")):
+        tiny_model(tmp_path / name, seed=seed)
+    key = ServiceState(serving_config(_args("one")).store_url).add_key(["chat"], "load")
+    serve.run(build(_args("one")), name="rlhf-ray", route_prefix="/")
+    with Load(address, key) as load:
+        load.wait(20)
+        names = [name for actor in ray.util.list_named_actors(all_namespaces=True) if "#one" in (name := actor["name"])]
+        assert len(names) == 1
+        ray.kill(ray.get_actor(names[0], namespace="serve"))
+        around = load.wait(40)
+        torn = [body for streamed, _, body in around if streamed and not _complete(streamed, body)]
+        assert len(torn) <= len(STREAMING)
+        assert all("the engine failed in the middle" in body.strip().splitlines()[-1] for body in torn)
+        before = len(load.answers)
+        serve.run(build(_args("two", max_tokens=100)), name="rlhf-ray", route_prefix="/")
+        load.wait(40)
+        assert all(_complete(streamed, body) for streamed, _, body in load.answers[before:])
+        assert load.post(max_tokens=101).status_code == 400
+        assert load.post(max_tokens=2).json()["id"].startswith("chatcmpl-two_")
+    assert {status for _, status, _ in load.answers} == {200}
+    assert all(_complete(streamed, body) for streamed, _, body in load.answers if not streamed)
+    versions = [body.partition("chatcmpl-")[2].partition("_")[0] for _, _, body in load.answers]
+    changes = sum(first != second for first, second in itertools.pairwise(versions))
+    assert versions[0] == "one" and versions[-1] == "two" and changes < 10, "and never back again for long"
+    with contextlib.suppress(ValueError):
+        assert not ray.get_actor(names[0], namespace="serve")

@@ -1,0 +1,73 @@
+"""The same application from Ray Serve's own command line: an import path with arguments, and deploy/serve.yaml."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from rlhf_ray.models.tiny import tiny_model
+from rlhf_ray.serving.app import serving_config
+from rlhf_ray.serving.state import ServiceState
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+GUIDE = Path(__file__).parents[2] / "docs" / "serving.md"
+START_S = 300
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(folder: Path, port: int, *words: str) -> httpx.Response:
+    """What the service that `serve run WORDS` starts in `folder` says to hello; it is stopped then."""
+    key = ServiceState(serving_config({"model": "runs/demo"}).store_url).add_key(["chat"], "test")
+    program = shutil.which("serve", path=str(Path(sys.executable).parent))
+    assert program is not None
+    settings = {**os.environ, "RAY_SERVE_DEFAULT_HTTP_PORT": str(port)}
+    with (folder / f"log-{port}").open("w") as log:
+        process = subprocess.Popen([program, "run", *words], cwd=folder, stdout=log, stderr=log, env=settings)
+    try:
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                said = {"model": "policy", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+                address, headers = f"http://127.0.0.1:{port}/v1/chat/completions", {"Authorization": f"Bearer {key}"}
+                answer = httpx.post(address, json=said, headers=headers, timeout=START_S)
+                if answer.status_code not in (404, 503):  # not there yet
+                    return answer
+            except httpx.HTTPError:
+                pass
+            running = process.poll() is None and time.monotonic() < deadline
+            assert running, (folder / f"log-{port}").read_text()[-4000:]
+            time.sleep(0.5)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=120)
+
+
+def test_the_command_of_the_guide_and_the_file_of_deploy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both, but for the port, and the folder that they are started in."""
+    tiny_model(tmp_path / "runs" / "demo")
+    monkeypatch.chdir(tmp_path)
+    command = "serve run rlhf_ray.serving.app:build model=runs/demo"
+    assert command in GUIDE.read_text(encoding="utf-8")
+    answer = _answers(tmp_path, _free_port(), *command.split()[2:])
+    assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] <= 3
+    shipped, port = yaml.safe_load((DEPLOY / "serve.yaml").read_text()), _free_port()
+    assert shipped["http_options"] == {"host": "127.0.0.1", "port": 8000}
+    shipped["http_options"]["port"] = port
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(shipped))
+    answer = _answers(tmp_path, port, "serve.yaml")
+    assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] <= 3
