@@ -18,7 +18,7 @@ from rlhf_ray.machine import cpu_cores
 from rlhf_ray.serving.config import ServingConfig
 from rlhf_ray.serving.gateway import make_app
 from rlhf_ray.serving.meters import RayMeters
-from rlhf_ray.serving.replies import Part
+from rlhf_ray.serving.replies import EngineGone, Part
 from rlhf_ray.serving.service import Service
 from rlhf_ray.serving.state import ServiceState
 from rlhf_ray.serving.traffic import Policy, Traffic
@@ -27,6 +27,7 @@ from rlhf_ray.serving.writer import writer_handle
 _LOG = logging.getLogger(__name__)
 _REFRESH_S = 1.0
 _FORGET_S = 60.0
+_LOOK_S = 2.0
 _PREFILL_TOKENS = 4096
 
 
@@ -34,17 +35,33 @@ class RayEngines:
     """`replies.Engines`: the deployments of policies, by version."""
 
     def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
+        self._application = serve.get_replica_context().app_name
         self._handles = {version: handle.options(stream=True) for version, handle in handles.items()}
 
     async def reply(self, version: str, reply_id: str, body: Mapping[str, Any]) -> AsyncIterator[Part]:
         """As `Engines` says. Whoever stops listening stops the engine's work too."""
         parts: Any = self._handles[version].reply.remote(reply_id, body)
         try:
-            async for found in parts:
+            found = await self._first(version, parts)
+            while found is not None:
                 for part in found:
                     yield part
+                found = await anext(parts, None)
         finally:
             parts.cancel()
+
+    async def _first(self, version: str, parts: Any) -> Sequence[Part] | None:
+        """Serve lets a request wait for ever for a deployment that was removed: looks whether it is still there."""
+        coming = asyncio.ensure_future(anext(parts, None))
+        try:
+            while not (await asyncio.wait({coming}, timeout=_LOOK_S))[0]:
+                status = await asyncio.to_thread(serve.status)
+                application = status.applications.get(self._application)
+                if application is None or version not in application.deployments:
+                    raise EngineGone(version)
+            return await coming
+        finally:
+            coming.cancel()
 
 
 class RayWriter:
@@ -127,6 +144,7 @@ def gateway(config: ServingConfig, policies: Sequence[Policy]) -> Any:
         num_replicas=config.gateways,
         max_ongoing_requests=4 * config.limits.in_flight,  # the limits answer, not a silent queue
         ray_actor_options={"num_cpus": 0.1},
+        graceful_shutdown_timeout_s=config.limits.request_s,
     )
     return deployment.bind(config, list(policies), **engines)
 
@@ -151,6 +169,8 @@ def _engine(config: ServingConfig, policy: Policy) -> Any:
         },
         engine_kwargs=vllm_settings(config, context),
         runtime_env={"env_vars": environment(config)},
+        # Of vLLM's worker, which on a CPU is in the engine's own process: its cores are asked for above.
+        placement_group_config=None if settings.gpus else {"bundles": [{"CPU": 0.001}]},
         log_engine_metrics=False,
     )
     return build_llm_deployment(

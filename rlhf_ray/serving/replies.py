@@ -39,6 +39,10 @@ class Refused:
     message: str
 
 
+class EngineGone(Exception):
+    """The policy is not served any more: the application was deployed again without it."""
+
+
 Part = Piece | Whole | Finished | Refused
 
 
@@ -46,7 +50,7 @@ class Engines(Protocol):
     """The policies' engines, by version."""
 
     def reply(self, version: str, reply_id: str, body: Mapping[str, Any]) -> AsyncIterator[Part]:
-        """Answers `body` (`ChatRequest.for_engine`) as `version`. Raises what the engine's death raises."""
+        """Answers `body` (`ChatRequest.for_engine`) as `version`. Raises what its death raises, or `EngineGone`."""
 
 
 class Writer(Protocol):

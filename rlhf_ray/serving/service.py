@@ -18,7 +18,7 @@ from rlhf_ray.serving.limits import Places, Quotas
 from rlhf_ray.serving.meters import Meters
 from rlhf_ray.serving.protocol import ApiError, ChatRequest
 from rlhf_ray.serving.records import Reply
-from rlhf_ray.serving.replies import Engines, Finished, Part, Piece, Refused, Whole, Writer
+from rlhf_ray.serving.replies import EngineGone, Engines, Finished, Part, Piece, Refused, Whole, Writer
 from rlhf_ray.serving.state import ServiceState
 from rlhf_ray.serving.traffic import Policy, Traffic
 
@@ -149,6 +149,8 @@ class Service:
                 raise
             except TimeoutError:
                 raise ApiError(504, f"the reply took more than {seconds:g} s", retry_after=10.0) from None
+            except EngineGone:
+                raise ApiError(503, "the service is changing; try again", retry_after=1.0) from None
             except Exception as error:
                 _LOG.warning("engine of %s failed (attempt %d): %s", version, attempt, type(error).__name__)
                 if began:

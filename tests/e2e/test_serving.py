@@ -13,7 +13,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 from playwright.sync_api import expect
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_ray.models.tiny import tiny_model
 from tests.page.opened_page import PATIENCE_MS, button, chromium, compared, complete_reply
@@ -52,6 +54,24 @@ def test_openais_client_chats_and_streams(service: Running) -> None:
             client.chat.completions.create(model="policy", messages=[{"role": "user", "content": "x " * 400}])
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{service.address}/v1", api_key="nothing", max_retries=0).models.list()
+
+
+def test_greedy_replies_are_those_of_transformers(service: Running) -> None:
+    """For each of the two policies that the conversations are given to."""
+    models = {name: AutoModelForCausalLM.from_pretrained(service.folder / name) for name in ("one", "two")}
+    tokenizer = AutoTokenizer.from_pretrained(service.folder / "one")
+    seen = set()
+    for number in range(10):
+        said = [{"role": "user", "content": f"what comes after {number}?"}]
+        body = {"model": "policy", "messages": said, "max_tokens": 12, "temperature": 0}
+        reply = service.post("/v1/chat/completions", body).json()
+        name = reply["id"].removeprefix("chatcmpl-").split("_")[0]
+        seen.add(name)
+        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+        written = models[name].generate(ids, max_new_tokens=12, do_sample=False, attention_mask=torch.ones_like(ids))
+        text = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+        assert reply["choices"][0]["message"]["content"] == text
+    assert seen == {"one", "two"}
 
 
 def test_control_tokens_in_a_message_make_no_turn(service: Running) -> None:

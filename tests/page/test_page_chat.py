@@ -71,7 +71,7 @@ def test_a_message_streams_in_and_is_judged(opened: Opening, gateway: StandIn) -
 
     (asked,) = gateway.asked
     assert asked.body["messages"] == [{"role": "user", "content": "What is the capital of France?"}]
-    assert asked.body["model"] == "policy" and asked.body["stream"] is True and asked.body["temperature"] == 1
+    assert asked.body["model"] == "policy" and asked.body["stream"] is True and asked.body["temperature"] == 0.7
     assert asked.side is None and re.fullmatch("[0-9a-f]{32}", asked.conversation or "")
     thumb, rating = gateway.feedback
     assert re.fullmatch("chatcmpl-stable-[0-9a-f]{32}", thumb["reply_id"])

@@ -13,7 +13,7 @@ import httpx
 from rlhf_ray.serving.config import LimitsConfig, ServingConfig
 from rlhf_ray.serving.gateway import make_app
 from rlhf_ray.serving.meters import COUNTERS, Counted, Timed
-from rlhf_ray.serving.replies import Finished, Part, Piece, Refused, Whole
+from rlhf_ray.serving.replies import EngineGone, Finished, Part, Piece, Refused, Whole
 from rlhf_ray.serving.service import Service
 from rlhf_ray.serving.state import ServiceState
 from rlhf_ray.serving.store import FeedbackStore
@@ -31,6 +31,7 @@ class ScriptedEngines:
     deaths: int = 0
     breaks: bool = False
     refuses: Refused | None = None
+    gone: bool = False
 
     async def reply(self, version: str, reply_id: str, body: Mapping[str, Any]) -> AsyncIterator[Part]:
         """As the port says."""
@@ -38,6 +39,8 @@ class ScriptedEngines:
         if self.deaths:
             self.deaths -= 1
             raise ConnectionError("the replica died")
+        if self.gone:
+            raise EngineGone(version)
         if self.refuses is not None:
             yield self.refuses
             return

@@ -63,6 +63,14 @@ def test_a_stream_ends_with_usage_and_done(world: ServingWorld) -> None:
     assert usage["id"] == json.loads(events[0])["id"] and events[4:] == ["[DONE]"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_comes_while_another_policy_takes_over_is_told_to_come_again(world: ServingWorld, stream: bool) -> None:
+    world.engines.gone = True
+    answer = run(_post(world, CHAT, chat(stream=stream)))
+    _error(answer, 503, "the service is changing")
+    assert answer.headers["retry-after"] and len(world.engines.seen) == 1
+
+
 def test_a_stream_that_breaks_ends_in_an_error_event_and_one_that_has_not_begun_goes_to_another_replica(
     world: ServingWorld,
 ) -> None:
