@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class RayEngines:
 
     def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         self._application = serve.get_replica_context().app_name
+        self._looking: asyncio.Future[Any] | None = None
+        self._looked = 0.0
         self._handles = {version: handle.options(stream=True) for version, handle in handles.items()}
 
     async def reply(self, version: str, reply_id: str, body: Mapping[str, Any]) -> AsyncIterator[Part]:
@@ -55,13 +57,24 @@ class RayEngines:
         coming = asyncio.ensure_future(anext(parts, None))
         try:
             while not (await asyncio.wait({coming}, timeout=_LOOK_S))[0]:
-                status = await asyncio.to_thread(serve.status)
-                application = status.applications.get(self._application)
-                if application is None or version not in application.deployments:
+                if version not in await self._deployments():
                     raise EngineGone(version)
             return await coming
         finally:
             coming.cancel()
+
+    async def _deployments(self) -> Collection[str]:
+        """Those of this application, asked for by all that wait together; if Serve does not say, those it had."""
+        now = asyncio.get_running_loop().time()
+        if self._looking is None or now - self._looked >= _LOOK_S:
+            self._looking, self._looked = asyncio.ensure_future(asyncio.to_thread(serve.status)), now
+        try:
+            status = await asyncio.shield(self._looking)
+        except Exception as error:
+            _LOG.warning("Serve's status could not be read: %s", type(error).__name__)
+            return self._handles
+        application = status.applications.get(self._application)
+        return application.deployments if application else ()
 
 
 class RayWriter:
