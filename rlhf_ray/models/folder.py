@@ -115,7 +115,9 @@ def same_tokenizer(folder_a: Path, folder_b: Path) -> bool:
 
 def model_config(folder: Path) -> dict[str, object]:
     """The `config.json` of `folder`; `UserError` if it is missing, not JSON, or asks for remote code."""
-    return _without_code(folder / "config.json")
+    content = _read_json(folder / "config.json", f"model folder {folder}")
+    _refuse_code(folder / "config.json", content)
+    return content
 
 
 def max_positions(folder: Path) -> int | None:
@@ -169,18 +171,16 @@ def _check_parts(folder: Path, spec: RewardSpec) -> None:
 def _check_code(folder: Path) -> None:
     """The tokenizer and the processors have configs of their own, for which transformers would ask at the terminal."""
     for file in sorted(folder.glob("*config.json")):
-        _without_code(file)
+        _refuse_code(file, _json(file, f"model folder {file.parent}"))  # a list too: sentence-transformers has one
 
 
-def _without_code(file: Path) -> dict[str, object]:
-    """What a config says; `UserError` if it is missing, not JSON, or names Python code of the model's own."""
-    content = _read_json(file, f"model folder {file.parent}")
+def _refuse_code(file: Path, content: object) -> None:
+    """`UserError` if a config names Python code of the model's own."""
     if _names_code(content):
         raise UserError(
             f"model folder {file.parent}: {file.name} has auto_map, that is, Python code of its own; such code is "
             "never run. Use a model whose architecture is part of transformers"
         )
-    return content
 
 
 def _names_code(content: object) -> bool:
@@ -241,14 +241,19 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read_json(file: Path, owner: str) -> dict[str, object]:
+    content = _json(file, owner)
+    if not isinstance(content, dict):
+        raise UserError(f"{owner}: {file.name} is not a JSON object")
+    return content
+
+
+def _json(file: Path, owner: str) -> object:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content: object = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{owner}: has no {file.name}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{owner}: {file.name} is not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{owner}: {file.name} is not a JSON object")
     return content
 
 
