@@ -19,18 +19,15 @@ from typing import Any
 import psutil
 from serving import AT_ONCE, running_service
 
+from rlhf_ray.evaluation.memory import memory_bytes
+
 TOKENS = 16
 
 
 def memory_gib(process: int) -> float:
     """Of the service and all its children, shared pages counted once (PSS)."""
-    total = 0
-    for each in [psutil.Process(process), *psutil.Process(process).children(recursive=True)]:
-        try:
-            total += each.memory_full_info().pss
-        except psutil.Error:  # it has just ended
-            continue
-    return total / 2**30
+    service = psutil.Process(process)
+    return sum(memory_bytes(each.pid) for each in (service, *service.children(recursive=True))) / 2**30
 
 
 async def overload(model: str, seconds: float, folder: Path) -> dict[str, Any]:

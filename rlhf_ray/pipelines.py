@@ -90,7 +90,7 @@ class DPOPipeline:
         from datasets import Dataset  # type: ignore[import-untyped]  # ships no types
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model.path), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(_checked_folder(config))
         encoder = Encoder(tokenizer, config.data.max_tokens)
         encoded = list(pair_rows(as_pairs(_items(config, rows)), encoder))
         if not encoded:
@@ -100,8 +100,7 @@ class DPOPipeline:
     def _make(self, config: PreferenceConfig, train: Any, heldout: Any) -> Any:
         from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
-        folder = resolve_model(config.model.path)
-        check_causal_lm(folder)
+        folder = _checked_folder(config)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         torch.manual_seed(config.seed)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
@@ -131,6 +130,13 @@ class AdaptiveDPO(DPOPipeline):
         method = self._config().method
         assert isinstance(method, DPOConfig)  # as built above
         return method.beta if self._trainer is None else float(self._trainer.beta)
+
+
+def _checked_folder(config: PreferenceConfig) -> Path:
+    """The model's, found fit to be trained, before any of it is loaded."""
+    folder = resolve_model(config.model.path)
+    check_causal_lm(folder)
+    return folder
 
 
 def _items(config: PreferenceConfig, rows: Rows) -> Iterable[Item]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 
 def feedback_lineage(rows: Iterable[object]) -> dict[str, object] | None:
@@ -14,7 +16,7 @@ def feedback_lineage(rows: Iterable[object]) -> dict[str, object] | None:
     replies: dict[int, str] = {}  # hashes: a million ids stay small
     statements: set[int] = set()
     annotators: set[int] = set()
-    times: list[float] = []
+    first, last = math.inf, -math.inf
     count = 0
     for row in rows:
         if not isinstance(row, Mapping) or not isinstance(row.get("feedback_id"), str):
@@ -25,7 +27,7 @@ def feedback_lineage(rows: Iterable[object]) -> dict[str, object] | None:
         if row.get("annotator"):
             annotators.add(hash(row["annotator"]))
         if isinstance(given := row.get("given_at"), int | float):
-            times = [min([given, *times[:1]]), max([given, *times[1:]])]
+            first, last = min(first, given), max(last, given)
     if not count:
         return None
     return {
@@ -34,19 +36,20 @@ def feedback_lineage(rows: Iterable[object]) -> dict[str, object] | None:
         "replies": len(replies),
         "annotators": len(annotators),
         "policy_versions": dict(sorted(Counter(replies.values()).items())),
-        "given": [datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds") for moment in times],
+        "given": [datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds") for moment in (first, last)]
+        if first <= last
+        else [],
     }
 
 
-def lineage_words(lineage: Mapping[str, object], files: Mapping[str, str]) -> str:
-    """A section of a model card; `files` are the data files with their SHA-256."""
+def lineage_words(lineage: Mapping[str, Any]) -> str:
+    """A section of a model card: the lineage in words, and its `files` with their SHA-256."""
     versions, given = lineage["policy_versions"], lineage["given"]
-    assert isinstance(versions, Mapping) and isinstance(given, list)
     spoken = ", ".join(f"`{version}` ({count})" for version, count in versions.items())
     between = f", given from {given[0]} to {given[-1]}" if given else ""
-    hashes = "\n".join(f"- `{file}`, SHA-256 `{digest}`" for file, digest in files.items())
+    hashes = "\n".join(f"- `{file}`, SHA-256 `{digest}`" for file, digest in lineage["files"].items())
     return (
-        f"\n## Feedback\n\nTrained on what people said about served replies: {lineage['statements']} statements by "
+        f"\n## Feedback\n\nMade from what people said about served replies: {lineage['statements']} statements by "
         f"{lineage['annotators']} annotators about {lineage['replies']} replies of {spoken}{between}. They are the "
         f"{lineage['rows']} rows with a `feedback_id` in\n\n{hashes}\n"
     )

@@ -217,9 +217,11 @@ def create_run(config: AnyOfflineConfig, run_dir: Path, config_yaml: str, comman
     from rlhf_ray.data.lineage import feedback_lineage
     from rlhf_ray.rundir.commit import file_sha256
 
-    paths = [config.data.path, *([config.data.heldout_path] if config.data.heldout_path else [])]
-    hashes = {str(file): file_sha256(file) for path in paths for file in data_files(path)}
-    manifest: dict[str, object] = {"command": command, "data_sha256": hashes}
-    if hashes and (lineage := feedback_lineage(row for _, row in raw_rows(config.data.path))) is not None:
-        manifest["feedback"] = lineage
+    def hashes(path: str | None) -> dict[str, str]:
+        return {str(file): file_sha256(file) for file in data_files(path)} if path else {}
+
+    files = hashes(config.data.path)
+    manifest: dict[str, object] = {"command": command, "data_sha256": files | hashes(config.data.heldout_path)}
+    if files and (lineage := feedback_lineage(row for _, row in raw_rows(config.data.path))) is not None:
+        manifest["feedback"] = lineage | {"files": files}
     RunDirectory.create(run_dir, config_yaml, manifest)

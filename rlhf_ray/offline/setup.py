@@ -67,7 +67,7 @@ class PolicySetup:
         manifest = json.loads((self.journal.path / "manifest.json").read_text())
         card = model_card(self._config.name, self._config.model.path, self._method, step)
         if "feedback" in manifest:
-            card += lineage_words(manifest["feedback"], manifest["data_sha256"])
+            card += lineage_words(manifest["feedback"])
         save_policy(folder / "policy", self._folder, tensors, card)
 
     def tensors(self, trainer: Any) -> dict[str, Mapping[str, Tensor]]:

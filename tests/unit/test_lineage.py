@@ -31,7 +31,7 @@ def test_numbers_are_of_what_differs() -> None:
 def test_the_card_names_files_versions_and_times() -> None:
     lineage = feedback_lineage(ROWS)
     assert lineage is not None
-    words = lineage_words(lineage, {"said.jsonl": "0f"})
+    words = lineage_words(lineage | {"files": {"said.jsonl": "0f"}})
     for part in ("`v1` (2), `v2` (1)", "- `said.jsonl`, SHA-256 `0f`", "2 statements by 2 annotators about 3 replies",
-                 "from 1970-01-01T00:00:00+00:00 to 1970-01-02T00:00:00+00:00"):  # fmt: skip
+                 "given from 1970-01-01T00:00:00+00:00 to 1970-01-02T00:00:00+00:00"):  # fmt: skip
         assert part in words

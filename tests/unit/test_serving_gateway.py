@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -154,12 +155,12 @@ def test_a_wrong_key_is_no_key(world: ServingWorld) -> None:
         "Bearer ü",
     ]
 
-    async def ask(header: str) -> Any:
+    async def ask(header: str, body: bytes) -> Any:
         async with world.client(None) as client:
-            return await client.post(CHAT, json=chat(), headers={"Authorization": header.encode("latin-1")})
+            return await client.post(CHAT, content=body, headers={"Authorization": header.encode("latin-1")})
 
-    for header in wrong:
-        answer = run(ask(header))
+    for header, body in itertools.product(wrong, (json.dumps(chat()).encode(), b"{ not read before the key")):
+        answer = run(ask(header, body))
         _error(answer, 401, "give a valid API key")
         assert answer.headers["www-authenticate"] == "Bearer"
     assert not world.engines.seen
