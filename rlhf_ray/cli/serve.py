@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import socket
 import threading
@@ -39,6 +40,7 @@ def serve_command(
     for policy, part in zip(policies, ("stable", "canary"), strict=False):
         console.print(f"{part}: {policy.source}, version {policy.version} ({policy.gate})", markup=False)
     key = _first_key(config)
+    logging.disable(logging.WARNING)  # what Ray Serve and vLLM say in this process; what matters is printed here
     # Ray Serve's LLM server imports vLLM, for seconds in which Ray can start.
     threading.Thread(target=importlib.import_module, args=("rlhf_ray.serving.engine",), daemon=True).start()
     cpus = len(policies) * config.engine.replicas * config.engine.cpus + 0.1 * config.gateways + 1

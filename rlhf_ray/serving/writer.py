@@ -77,7 +77,7 @@ class FeedbackWriter:
 
 
 def writer_handle(name: str, url: str) -> Any:
-    """The writer of service `name` and database `url` in the current namespace, made if there is none.
+    """The writer of service `name` and database `url` in the cluster, made if there is none.
 
     It outlives whoever made it. If its process dies, Ray starts it again and makes the calls under way again. Other
     urls have other writers, so a service that is started with another store does not write into the old one.
@@ -85,6 +85,7 @@ def writer_handle(name: str, url: str) -> Any:
     store = hashlib.sha256(url.encode()).hexdigest()[:8]
     actor = ray.remote(FeedbackWriter).options(
         name=f"feedback-writer:{name}:{store}",
+        namespace="rlhf-ray",  # each driver has one of its own: deploying again would make another writer
         get_if_exists=True,
         lifetime="detached",
         max_restarts=-1,

@@ -56,6 +56,12 @@ def test_openais_client_chats_and_streams(service: Running) -> None:
         openai.OpenAI(base_url=f"{service.address}/v1", api_key="nothing", max_retries=0).models.list()
 
 
+def test_the_terminal_says_what_matters_and_nothing_else(service: Running) -> None:
+    (log,) = service.folder.glob("serve-*.log")
+    beginnings = [line.split(" ")[0].rstrip(":") for line in log.read_text().splitlines()]
+    assert beginnings == ["stable", "canary", "serving", "metrics", "API", "the"]
+
+
 def test_greedy_replies_are_those_of_transformers(service: Running) -> None:
     """For each of the two policies that the conversations are given to."""
     models = {name: AutoModelForCausalLM.from_pretrained(service.folder / name) for name in ("one", "two")}
