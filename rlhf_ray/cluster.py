@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,54 +103,67 @@ def launch_offline(config: AnyOfflineConfig, run_dir: Path, resume: bool, comman
     Errors and signals as in `launch`. With more than one node, `run_dir` must be on a shared file system.
     """
     began, run_dir = time.monotonic(), run_dir.resolve()
-    folder = resolve_model(config.model.path)
     with PeakMemory() as memory, connected(config.placement, config.train.num_workers * config.train.cpus_per_worker):
-        if not resume:
-            create_run(config, run_dir, dump_config(config), command)
-        with alone_in(run_dir):
-            if resume:
-                accept_changes(run_dir, config)
-            figures = _watch_offline(config, folder, run_dir)
-    summary = {
-        "kind": config.kind,
-        **figures,
-        "seconds_total": time.monotonic() - began,
-        "peak_rss_gib": memory.peak_gib,
-        "report": str(run_dir / "report.html"),
-        "command": command,
-    }
+        with ProgressView(config.train.max_steps or 0, TITLES[config.kind]) as view:
+            figures = run_offline(config, run_dir, resume, command, view.update)
+    summary = {**figures, "seconds_total": time.monotonic() - began, "peak_rss_gib": memory.peak_gib}
     write_summary(run_dir, summary)
     write_report(run_dir)
     return summary
 
 
-def _watch_offline(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, Any]:
-    """Shows progress until the run is over; an interrupt asks it to end and commit after its step."""
+def run_offline(
+    config: AnyOfflineConfig,
+    run_dir: Path,
+    resume: bool,
+    command: str,
+    tell: Callable[[list[dict[str, object]]], None],
+    data: Path | None = None,
+) -> dict[str, Any]:
+    """Runs `config` on the Ray cluster that is connected, tells what is new every second, and returns the figures of the
+    summary. `data` is a folder of token ids that the run shares with others.
+    """
+    folder = resolve_model(config.model.path)
+    if not resume:
+        create_run(config, run_dir, dump_config(config), command, data)
+    with alone_in(run_dir):
+        if resume:
+            accept_changes(run_dir, config)
+        figures = _watch_offline(config, folder, run_dir, tell)
+    return {"kind": config.kind, **figures, "report": str(run_dir / "report.html"), "command": command}
+
+
+def _watch_offline(
+    config: AnyOfflineConfig, folder: Path, run_dir: Path, tell: Callable[[list[dict[str, object]]], None]
+) -> dict[str, Any]:
+    """Follows the run until it is over; an interrupt asks it to end and commit after its step."""
     import ray
     from ray.exceptions import RayTaskError
 
     (run_dir / STOP_FILE).unlink(missing_ok=True)
     began = time.monotonic()
-    with ProgressView(config.train.max_steps or 0, TITLES[config.kind]) as view:
-        view.update([{"type": "phase", "phase": "reading the data", "time": time.time()}])
-        counts = encode(config, folder, run_dir)
-        encoded = time.monotonic()
-        running = start(config, folder, run_dir)
-        view.update([{"type": "phase", "phase": "starting the workers", "time": time.time()}])
-        try:
-            for news in follow(running, run_dir, config.train.deadline_s):
-                view.update(news)
-            figures: dict[str, Any] = ray.get(running)
-        except KeyboardInterrupt:
-            print("stopping: this step ends and commits first; interrupt again to stop at once", flush=True)
-            (run_dir / STOP_FILE).touch()
-            for news in follow(running, run_dir, config.train.deadline_s):
-                view.update(news)
-            raise
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError | RunError):
-                raise error.cause from None
-            raise RunError(f"{error.cause}") from error
+    tell([{"type": "phase", "phase": "reading the data", "time": time.time()}])
+    counts = encode(config, folder, run_dir)
+    encoded = time.monotonic()
+    running = start(config, folder, run_dir)
+    tell([{"type": "phase", "phase": "starting the workers", "time": time.time()}])
+    try:
+        for news in follow(running, run_dir, config.train.deadline_s):
+            tell(news)
+        figures: dict[str, Any] = ray.get(running)
+    except KeyboardInterrupt:
+        print("stopping: this step ends and commits first; interrupt again to stop at once", flush=True)
+        (run_dir / STOP_FILE).touch()
+        for news in follow(running, run_dir, config.train.deadline_s):
+            tell(news)
+        raise
+    except SystemExit:  # a sweep ends this run early
+        ray.cancel(running, force=True)
+        raise
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError | RunError):
+            raise error.cause from None
+        raise RunError(f"{error.cause}") from error
     seconds = {"encode": encoded - began, "train": figures.pop("seconds_training")}
     return {**counts, **figures, "seconds_by_phase": seconds}
 

@@ -62,14 +62,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
     tree = read_tree(file)
     for override in overrides:
         apply_override(tree, override)
+    return config_of(tree, str(file))
+
+
+def config_of(tree: Mapping[object, object], where: str) -> AnyConfig:
+    """The config that `tree` describes; `UserError` with one line per mistake, `where` in front."""
     kind = tree.get("kind", "online")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"{file}: kind must be one of {', '.join(KINDS)} (got {_short(kind)})")
+        raise UserError(f"{where}: kind must be one of {', '.join(KINDS)} (got {_short(kind)})")
     try:
         return KINDS[kind].model_validate(tree)
     except ValidationError as error:
         lines = explain(error, KINDS[kind])
-        raise UserError("\n  ".join([f"{file} has {_count(len(lines), 'mistake')}:", *lines])) from None
+        raise UserError("\n  ".join([f"{where} has {_count(len(lines), 'mistake')}:", *lines])) from None
 
 
 def read_tree(file: Path) -> dict[object, object]:
@@ -100,15 +105,20 @@ def _parse_yaml(text: str, where: str) -> object:
 
 
 def apply_override(tree: dict[object, object], override: str) -> None:
-    """Sets one `a.b=value` in `tree`, creating the mappings on the way."""
+    """Sets one `a.b=value`, the value read as YAML, in `tree`, creating the mappings on the way."""
     dotted, equals, text = override.partition("=")
-    parts = dotted.split(".")
-    if not equals or not all(parts):
+    if not equals or not all(dotted.split(".")):
         raise UserError(f"override {override!r} is not of the form key.subkey=value, e.g. policy.num_workers=2")
+    where = f"override {override!r}"
+    set_value(tree, dotted, _parse_yaml(text, where), where)
+
+
+def set_value(tree: dict[object, object], dotted: str, value: object, where: str) -> None:
+    """Sets `a.b` to `value` in `tree`, creating the mappings on the way; `where` names the place in errors."""
+    parts = dotted.split(".")
     place: object = tree
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
-        value = _parse_yaml(text, f"override {override!r}") if last else None
         so_far = ".".join(parts[:depth])
         if isinstance(place, dict):
             if last:
@@ -118,12 +128,12 @@ def apply_override(tree: dict[object, object], override: str) -> None:
             place = place[part]
         elif isinstance(place, list):
             if not part.isdecimal() or int(part) >= len(place):
-                raise UserError(f"override {override!r}: {so_far} is a list of {len(place)}; use an index from 0")
+                raise UserError(f"{where}: {so_far} is a list of {len(place)}; use an index from 0")
             if last:
                 place[int(part)] = value
             place = place[int(part)]
         else:
-            raise UserError(f"override {override!r}: {so_far} is the value {_short(place)} and has no keys below it")
+            raise UserError(f"{where}: {so_far} is the value {_short(place)} and has no keys below it")
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from rlhf_ray.config.common import (  # fmt: skip
     LoraConfig,
@@ -245,7 +246,13 @@ class CPOConfig(Strict):
     """AlphaPO's reward shape (arXiv 2501.03884)."""
 
 
-Method = Annotated[DPOConfig | KTOConfig | ORPOConfig | CPOConfig, Field(discriminator="type")]
+def _dpo_unless_said(section: object) -> object:
+    return {"type": "dpo", **section} if isinstance(section, Mapping) else section
+
+
+Method = Annotated[
+    DPOConfig | KTOConfig | ORPOConfig | CPOConfig, Field(discriminator="type"), BeforeValidator(_dpo_unless_said)
+]
 
 
 class PreferenceConfig(OfflineConfig):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -107,16 +109,20 @@ def encode(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, o
     """
     from rlhf_ray.offline.worker import kind_of
 
-    done = run_dir / "data" / _FACTS
-    if done.is_file():
-        facts: dict[str, object] = json.loads(done.read_text(encoding="utf-8"))
-        return facts
-    feedback = open_feedback(config.data, config.seed)
-    counts, notes = kind_of(config, folder, run_dir).encode(feedback)
-    for note in [*feedback.notes, *notes]:
-        _event(run_dir, "data", note)
-    counts["dropped_rows"] = feedback.dropped
-    replace_file(done, json.dumps(counts, indent=2) + "\n")
+    data = run_dir / "data"
+    data.mkdir(exist_ok=True)
+    with (data / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other runs may share the folder
+        done = data / _FACTS
+        if done.is_file():
+            facts: dict[str, object] = json.loads(done.read_text(encoding="utf-8"))
+            return facts
+        feedback = open_feedback(config.data, config.seed)
+        counts, notes = kind_of(config, folder, run_dir).encode(feedback)
+        for note in [*feedback.notes, *notes]:
+            _event(run_dir, "data", note)
+        counts["dropped_rows"] = feedback.dropped
+        replace_file(done, json.dumps(counts, indent=2) + "\n")
     return counts
 
 
@@ -211,8 +217,12 @@ def _last(run_dir: Path) -> dict[str, object]:
     return found
 
 
-def create_run(config: AnyOfflineConfig, run_dir: Path, config_yaml: str, command: str) -> None:
-    """The run directory, with hashes of the data in its manifest, and which feedback of a service they hold."""
+def create_run(
+    config: AnyOfflineConfig, run_dir: Path, config_yaml: str, command: str, shared: Path | None = None
+) -> None:
+    """The run directory, with hashes of the data in its manifest, and which feedback of a service they hold. Its token
+    ids are those in `shared` if that is given: a folder of runs that make the same ones.
+    """
     from rlhf_ray.data.files import data_files, raw_rows
     from rlhf_ray.data.lineage import feedback_lineage
     from rlhf_ray.rundir.commit import file_sha256
@@ -225,3 +235,6 @@ def create_run(config: AnyOfflineConfig, run_dir: Path, config_yaml: str, comman
     if files and (lineage := feedback_lineage(row for _, row in raw_rows(config.data.path))) is not None:
         manifest["feedback"] = lineage | {"files": files}
     RunDirectory.create(run_dir, config_yaml, manifest)
+    if shared is not None:
+        shared.mkdir(parents=True, exist_ok=True)
+        (run_dir / "data").symlink_to(os.path.relpath(shared.resolve(), run_dir.resolve()))

@@ -32,4 +32,4 @@ def read_table(file: Path) -> Any:
 
     if not file.is_file():
         raise UserError(f"{file} is missing: it is written when the run starts; start the run again")
-    return Dataset.from_file(str(file))
+    return Dataset.from_file(str(file.resolve()))  # TRL finds what it derived from a table by the table's own place
