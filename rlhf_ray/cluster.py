@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.config import AnyOfflineConfig, PlacementConfig, RunConfig
 from rlhf_ray.config_file import dump_config
@@ -27,6 +27,9 @@ from rlhf_ray.resources import feasible, requests
 from rlhf_ray.resume import accept_changes, alone_in
 from rlhf_ray.rewards.base import ModelRewardConfig
 from rlhf_ray.rundir.journal import RunDirectory, write_summary
+
+if TYPE_CHECKING:  # loads torch
+    from rlhf_ray.actors.controller import Folders
 
 _POLL_S = 0.5
 
@@ -63,14 +66,10 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
     import ray
 
     from rlhf_ray.actors.build import free_places
-    from rlhf_ray.actors.controller import Folders, make_controller
+    from rlhf_ray.actors.controller import make_controller
 
     began, run_dir = time.monotonic(), run_dir.resolve()
-    rewards = tuple(
-        resolve_model(source.path) if isinstance(source, ModelRewardConfig) else None
-        for source in config.reward.sources
-    )
-    folders = Folders(resolve_model(config.model.path), rewards)
+    folders = folders_of(config)
     with PeakMemory() as memory, connected(config.placement, sum(role.total_cpus for role in requests(config))):
         available = ray.cluster_resources()
         feasible(config, available.get("CPU", 0), available.get("GPU", 0), available.get("memory", 0) / 2**30)
@@ -79,7 +78,7 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
         with alone_in(run_dir):
             if resume:
                 accept_changes(run_dir, config)
-            controller = make_controller(config, folders, run_dir, _threads(config))
+            controller = make_controller(config, folders, run_dir, threads_of(config))
             try:
                 summary = _watch(controller, config)
             finally:
@@ -88,12 +87,23 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
     summary |= {
         "seconds_total": time.monotonic() - began,
         "peak_rss_gib": memory.peak_gib,
-        "rm_heldout_accuracy": _heldout_accuracy(rewards),
+        "rm_heldout_accuracy": heldout_accuracy(folders.rewards),
         "command": command,
     }
     write_summary(run_dir, summary)
     write_report(run_dir)
     return summary
+
+
+def folders_of(config: RunConfig) -> Folders:
+    """Where the models of a run are; those of the hub are downloaded."""
+    from rlhf_ray.actors.controller import Folders
+
+    rewards = tuple(
+        resolve_model(source.path) if isinstance(source, ModelRewardConfig) else None
+        for source in config.reward.sources
+    )
+    return Folders(resolve_model(config.model.path), rewards)
 
 
 def launch_offline(config: AnyOfflineConfig, run_dir: Path, resume: bool, command: str) -> dict[str, Any]:
@@ -103,9 +113,10 @@ def launch_offline(config: AnyOfflineConfig, run_dir: Path, resume: bool, comman
     Errors and signals as in `launch`. With more than one node, `run_dir` must be on a shared file system.
     """
     began, run_dir = time.monotonic(), run_dir.resolve()
-    with PeakMemory() as memory, connected(config.placement, config.train.num_workers * config.train.cpus_per_worker):
-        with ProgressView(config.train.max_steps or 0, TITLES[config.kind]) as view:
-            figures = run_offline(config, run_dir, resume, command, view.update)
+    cpus = config.train.num_workers * config.train.cpus_per_worker
+    view = ProgressView(config.train.max_steps or 0, TITLES[config.kind])
+    with PeakMemory() as memory, connected(config.placement, cpus), view:
+        figures = run_offline(config, run_dir, resume, command, view.update)
     summary = {**figures, "seconds_total": time.monotonic() - began, "peak_rss_gib": memory.peak_gib}
     write_summary(run_dir, summary)
     write_report(run_dir)
@@ -120,8 +131,8 @@ def run_offline(
     tell: Callable[[list[dict[str, object]]], None],
     data: Path | None = None,
 ) -> dict[str, Any]:
-    """Runs `config` on the Ray cluster that is connected, tells what is new every second, and returns the figures of the
-    summary. `data` is a folder of token ids that the run shares with others.
+    """Runs `config` on the Ray cluster that is connected, tells what is new every second, and returns the figures of
+    the summary. `data` is a folder of token ids that the run shares with others.
     """
     folder = resolve_model(config.model.path)
     if not resume:
@@ -224,13 +235,14 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _threads(config: RunConfig) -> int:
+def threads_of(config: RunConfig) -> int:
+    """CPU threads of each role."""
     if config.placement.threads is not None:
         return config.placement.threads
     return cpu_cores() if config.placement.mode == "colocated" else max(1, int(config.policy.cpus_per_worker))
 
 
-def _heldout_accuracy(rewards: Sequence[Path | None]) -> float | None:
+def heldout_accuracy(rewards: Sequence[Path | None]) -> float | None:
     """The held-out accuracy that the reward model's training left beside it, if it was trained here."""
     for folder in rewards:
         summary = folder.parent / "summary.json" if folder else None

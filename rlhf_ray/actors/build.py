@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from rlhf_ray.actors.vllm_engine import EngineSpec, engine_environment
 from rlhf_ray.config import RunConfig
 from rlhf_ray.errors import RunError
 
+POOLED = ("rollout", "reference", "reward")
+"""The roles whose actors hold no state of a run, once an engine has taken its weights."""
 _PLACING_S = 60.0
 Place = Callable[[type, str, dict[str, float], dict[str, str]], Any]
 
@@ -48,13 +50,41 @@ def build_groups(
     return learner, LearnerGroup("critic", CriticLearner, {**arguments, "folder": start}, config.critic, **common)
 
 
-def build_pools(
-    config: RunConfig, policy: Path, rewards: Sequence[Path | None], run_dir: Path, threads: int
-) -> tuple[RolloutPool, ReferencePool, RewardPool]:
-    """The rollout engines, reference replicas and reward replicas, starting."""
-    deadline = config.train.deadline_s
+def make_actors(
+    config: RunConfig,
+    policy: Path,
+    rewards: Sequence[Path | None],
+    run_dir: Path,
+    threads: int,
+    roles: Collection[str] = POOLED,
+    max_restarts: int = 0,
+) -> dict[str, list[Any]]:
+    """The rollout engines, reference replicas and reward replicas that `roles` asks for, starting; by role."""
     rollout, reference, reward = config.rollout, config.reference, config.reward
-    spec = EngineSpec(
+    spec = engine_spec(config, policy, threads)
+    needs = {
+        "rollout": [{"CPU": rollout.cpus, "GPU": rollout.gpus * rollout.tensor_parallel}] * rollout.engines,
+        "reference": [{"CPU": reference.cpus, "GPU": reference.gpus}] * reference.replicas,
+        "reward": [{"CPU": reward.cpus, "GPU": reward.gpus}] * reward.replicas,
+    }
+    makers: dict[str, tuple[type, tuple[object, ...], dict[str, str]]] = {
+        "rollout": (RolloutActor, (spec,), engine_environment(spec)),
+        "reference": (ReferenceActor, (policy, config.model.dtype, rollout.temperature, threads), {}),
+        "reward": (RewardActor, (reward, tuple(rewards), threads), {}),
+    }
+    asked = [role for role in POOLED if role in roles]
+    make = _placer(config, run_dir, [need for role in asked for need in needs[role]], max_restarts)
+    return {
+        role: [make(cls, f"{role}-{i}", need, environment).remote(*arguments) for i, need in enumerate(needs[role])]
+        for role in asked
+        for cls, arguments, environment in [makers[role]]
+    }
+
+
+def engine_spec(config: RunConfig, policy: Path, threads: int) -> EngineSpec:
+    """What one rollout engine needs to start."""
+    rollout = config.rollout
+    return EngineSpec(
         folder=policy,
         dtype=config.model.dtype if config.model.dtype != "auto" else ("bfloat16" if rollout.gpus else "float32"),
         max_model_len=config.prompts.max_prompt_tokens + rollout.max_new_tokens,
@@ -62,26 +92,17 @@ def build_pools(
         on_gpu=rollout.gpus > 0,
         rollout=rollout,
     )
-    engine = {"CPU": rollout.cpus, "GPU": rollout.gpus * rollout.tensor_parallel}
-    frozen, scorer = {"CPU": reference.cpus, "GPU": reference.gpus}, {"CPU": reward.cpus, "GPU": reward.gpus}
-    needs = [engine] * rollout.engines + [frozen] * reference.replicas + [scorer] * reward.replicas
-    make = _placer(config, run_dir, needs)
-    environment = engine_environment(spec)
-    engines = [make(RolloutActor, f"rollout-{i}", engine, environment).remote(spec) for i in range(rollout.engines)]
-    references = [
-        make(ReferenceActor, f"reference-{i}", frozen, {}).remote(
-            policy, config.model.dtype, rollout.temperature, threads
-        )
-        for i in range(reference.replicas)
-    ]
-    scorers = [
-        make(RewardActor, f"reward-{i}", scorer, {}).remote(reward, tuple(rewards), threads)
-        for i in range(reward.replicas)
-    ]
+
+
+def make_pools(
+    config: RunConfig, actors: Mapping[str, Sequence[Any]], owner: str
+) -> tuple[RolloutPool, ReferencePool, RewardPool]:
+    """The roles as this run sees them; `owner` is its name at engines that it shares with others."""
+    deadline = config.train.deadline_s
     return (
-        RolloutPool(engines, deadline, config.seed),
-        ReferencePool(references, deadline, config.policy.microbatch_tokens),
-        RewardPool(scorers, deadline),
+        RolloutPool(actors["rollout"], deadline, config.seed, owner),
+        ReferencePool(actors["reference"], deadline, config.policy.microbatch_tokens),
+        RewardPool(actors["reward"], deadline),
     )
 
 
@@ -96,10 +117,10 @@ def _place_name(run_dir: Path) -> str:
     return f"roles:{run_dir.name}"
 
 
-def _placer(config: RunConfig, run_dir: Path, needs: Sequence[dict[str, float]]) -> Place:
+def _placer(config: RunConfig, run_dir: Path, needs: Sequence[dict[str, float]], max_restarts: int) -> Place:
     """A maker of named actors. With `placement.mode: separate` each takes the next bundle of one placement group."""
     where: list[Any] = ["DEFAULT"] * len(needs)
-    if config.placement.mode == "separate":
+    if config.placement.mode == "separate" and needs:
         bundles = [{name: amount for name, amount in need.items() if amount} for need in needs]
         group = placement_group(bundles, strategy=config.placement.strategy, name=_place_name(run_dir))
         if not group.wait(_PLACING_S):
@@ -115,6 +136,7 @@ def _placer(config: RunConfig, run_dir: Path, needs: Sequence[dict[str, float]])
             name=f"{name}:{run_dir.name}",
             num_cpus=need["CPU"],
             num_gpus=need["GPU"],
+            max_restarts=max_restarts,
             max_concurrency=4 if cls is RolloutActor else 1,  # an engine takes weights while it generates
             runtime_env={"env_vars": environment},
             scheduling_strategy=next(places),

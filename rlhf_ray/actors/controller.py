@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import ray
 
 from rlhf_ray import metrics as names
-from rlhf_ray.actors.build import build_groups, build_pools
+from rlhf_ray.actors.build import POOLED, build_groups, make_actors, make_pools
 from rlhf_ray.actors.group import CriticClient, LearnerGroup, PolicyClient
 from rlhf_ray.actors.pools import Pool
+from rlhf_ray.actors.shared import LeasedEngines, Shared
 from rlhf_ray.actors.weight_push import WeightBroadcast
 from rlhf_ray.config import RunConfig
 from rlhf_ray.data.prompts import ShuffledPrompts, load_prompts
@@ -47,9 +48,21 @@ class Folders:
 class Controller:
     """One run. `run` blocks until it is over; `records_since` and `stop` may be called meanwhile."""
 
-    def __init__(self, config: RunConfig, folders: Folders, run_dir: Path, threads: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folders: Folders,
+        run_dir: Path,
+        threads: int,
+        shared: Shared | None = None,
+        journal: type[RunDirectory] = RunDirectory,
+    ) -> None:
+        """`shared` has the actors that the run does not make for itself."""
         self._config, self._folders, self._threads = config, folders, threads
-        self._journal = RunDirectory.open(run_dir, config.train.keep_checkpoints)
+        self._shared = shared or Shared()
+        self._journal = journal.open(run_dir, config.train.keep_checkpoints)
+        self._groups: list[LearnerGroup] = []
+        self._engines: LeasedEngines | None = None
         self._stopping = False
         self._spent = {"start": 0.0, "evaluate": 0.0}
         self._began = time.monotonic()
@@ -70,9 +83,15 @@ class Controller:
         train(config, wrapped(config, roles, progress.step + 1), algorithm, pad, progress)
         after = self._evaluate(roles, heldout, pad, "after") if before and not self._stopping else None
         summary = self._summary(progress, before, after)
+        self.close()
+        return summary
+
+    def close(self) -> None:
+        """Lets the learners end, and leaves shared engines to others."""
         for group in self._groups:
             group.stop()
-        return summary
+        if self._engines is not None:
+            self._engines.leave()
 
     def records_since(self, index: int) -> list[dict[str, object]]:
         """News for the live view."""
@@ -96,20 +115,26 @@ class Controller:
         if config.placement.mode == "colocated" and config.rollout.gpus:
             for group in self._groups:  # vLLM measures the free memory of a GPU that nobody else may fill meanwhile
                 group.call("ping")
-        rollout, reference, reward = build_pools(config, folders.policy, folders.rewards, run_dir, threads)
+        own = [role for role in POOLED if role not in self._shared.actors]
+        actors = make_actors(config, folders.policy, folders.rewards, run_dir, threads, own)
+        owner = self._shared.owner(run_dir)
+        rollout, reference, reward = make_pools(config, {**actors, **self._shared.actors}, owner)
         for pool in (reference, reward, rollout):
             pool.all("ping")
+            pool.busy()  # of other runs, if they are shared
         alone = config.placement.mode == "separate" and config.rollout.gpus >= 1
         weights = WeightBroadcast(policy, rollout, "nccl" if alone else "gloo")
+        if owner:
+            self._engines = LeasedEngines(self._shared.lease, rollout, weights)
         measured: list[LearnerGroup | Pool] = [*self._groups, rollout, reference, reward]
         roles = Roles(
             prompts=ShuffledPrompts(prompts, config.seed),
-            rollout=rollout,
+            rollout=self._engines or rollout,
             reward=reward,
             reference=reference,
             policy=PolicyClient(policy),
             critic=None if critic is None else CriticClient(critic),
-            weights=weights,
+            weights=self._engines or weights,
             journal=self._journal,
             together=side_by_side if config.placement.mode == "separate" else in_turn,
             busy=lambda: {part.role: part.busy() for part in measured},

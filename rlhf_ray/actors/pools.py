@@ -49,15 +49,16 @@ class Pool:
 class RolloutPool(Pool):
     """The sampling engines as one port."""
 
-    def __init__(self, actors: Sequence[Any], deadline_s: float, seed: int) -> None:
+    def __init__(self, actors: Sequence[Any], deadline_s: float, seed: int, owner: str = "") -> None:
+        """`owner` is who has claimed the engines, if runs share them."""
         super().__init__("rollout", actors, deadline_s)
-        self._seed = seed
+        self._seed, self.owner = seed, owner
 
     def generate(self, prompts_P: Sequence[Prompt], num_samples: int, step: int) -> Iterator[Rollout]:
         """Rollouts as they finish. All samples of a prompt go to one engine, which reuses its prefix."""
         streams = {
             actor.generate.options(num_returns="streaming").remote(
-                prompts_P[i :: len(self.actors)], num_samples, (self._seed, step)
+                prompts_P[i :: len(self.actors)], num_samples, (self._seed, step), self.owner
             ): i
             for i, actor in enumerate(self.actors)
         }

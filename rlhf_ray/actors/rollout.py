@@ -31,6 +31,8 @@ class RolloutActor:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
         self._version: int | None = None
         self._reason = "no weights have been pushed yet"
+        self._owner = ""
+        self._waiting: dict[str, Request] = {}
         self._numbers = itertools.count()
         self._watch = Stopwatch()
         self._engine = self._on_engine(lambda: make_engine(spec))
@@ -46,6 +48,16 @@ class RolloutActor:
     def join(self, meeting: Rendezvous, first_rank: int, buckets: Sequence[Bucket]) -> None:
         """Makes this engine's workers members of the weight group."""
         self._on_engine(lambda: self._engine.collective_rpc("join_weight_group", args=(meeting, first_rank, buckets)))
+
+    def claim(self, owner: str) -> None:
+        """From now on the engine works for `owner` only, and has no weights; what others have under way is dropped."""
+
+        def drop() -> None:
+            self._engine.abort_request(list(self._waiting))
+            self._waiting.clear()
+            self._owner, self._version, self._reason = owner, None, f"{owner} has pushed none yet"
+
+        self._on_engine(drop)
 
     def load_weights(self, version: int) -> int:
         """Receives one push; returns the number of tensors. After a failure the engine refuses to generate."""
@@ -65,16 +77,16 @@ class RolloutActor:
         return self._on_engine(load)
 
     def generate(
-        self, prompts_P: Sequence[Prompt], num_samples: int, seed: tuple[object, ...]
+        self, prompts_P: Sequence[Prompt], num_samples: int, seed: tuple[object, ...], owner: str = ""
     ) -> Iterator[list[Rollout]]:
         """Lists of rollouts as they finish. The samples of a prompt share its cached prefix; each has its own seed."""
-        waiting: dict[str, Request] = {}
+        waiting = self._waiting = {}
         for prompt, sample in itertools.product(prompts_P, range(num_samples)):
             request = str(next(self._numbers))
             waiting[request] = Request(prompt, sample)
             self._on_engine(lambda r=request, p=prompt, s=sample: self._add(r, p, request_seed(*seed, p.id, s)))  # type: ignore[misc]  # defaults bind the loop variables
         while waiting:
-            version, outputs = self._on_engine(self._step)
+            version, outputs = self._on_engine(lambda: self._step(owner))
             for output in outputs:
                 waiting[output.request_id].note(version, output)
             done = [output for output in outputs if output.finished]
@@ -93,7 +105,9 @@ class RolloutActor:
         )
         self._engine.add_request(request, {"prompt_token_ids": list(prompt.token_ids)}, sampling)
 
-    def _step(self) -> tuple[int, list[Any]]:
+    def _step(self, owner: str) -> tuple[int, list[Any]]:
+        if owner != self._owner:
+            raise WeightPushError(f"{owner} asks, but this engine works for {self._owner or 'its own run'}")
         if self._version is None:
             raise WeightPushError(f"this engine has no valid weights: {self._reason}")
         with self._watch:

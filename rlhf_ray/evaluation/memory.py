@@ -1,7 +1,8 @@
-"""The peak memory of a tree of processes, without counting shared pages twice."""
+"""The peak memory of a tree of processes, without counting shared pages twice, and the CPU time that it took."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -27,6 +28,7 @@ class PeakMemory:
         self._extra_pids = extra_pids
         self._interval_s = interval_s
         self._peak_bytes = 0
+        self._cpu_seconds: dict[tuple[int, float], float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="peak-memory", daemon=True)
 
@@ -34,6 +36,12 @@ class PeakMemory:
     def peak_gib(self) -> float:
         """The largest sum seen so far, in GiB."""
         return self._peak_bytes / 2**30
+
+    @property
+    def core_seconds(self) -> float:
+        """CPU time of all processes as of the last sample in which each was alive: what a process computes in its last
+        seconds is missing."""
+        return sum(self._cpu_seconds.values())
 
     def __enter__(self) -> PeakMemory:
         self.sample()
@@ -49,7 +57,13 @@ class PeakMemory:
 
     def sample(self) -> int:
         """Measures once; returns the sum in bytes."""
-        total = sum(memory_bytes(pid) for pid in self._pids())
+        pids = self._pids()
+        total = sum(memory_bytes(pid) for pid in pids)
+        for pid in pids:
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(pid)
+                spent = process.cpu_times()
+                self._cpu_seconds[pid, process.create_time()] = spent.user + spent.system
         self._peak_bytes = max(self._peak_bytes, total)
         return total
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayError
+
+from rlhf_ray.actors.build import free_places
+from rlhf_ray.actors.shared import Shared
 from rlhf_ray.config import AnyConfig, AnyOfflineConfig, RunConfig
+from rlhf_ray.config_file import dump_config
 from rlhf_ray.errors import RunError, UserError
 from rlhf_ray.report.files import read_json
 from rlhf_ray.report.page import write_report
+from rlhf_ray.resume import alone_in
 from rlhf_ray.rundir.commit import replace_file
-from rlhf_ray.rundir.journal import write_summary
+from rlhf_ray.rundir.journal import RunDirectory, write_summary
 from rlhf_ray.sweep.plan import Plan
 
 TRIAL_FILE = "trial.json"
@@ -40,19 +48,24 @@ class Trial:
         replace_file(self.folder / TRIAL_FILE, json.dumps(told, indent=2) + "\n")
 
 
-def run_trial(drawn: dict[str, Any], *, plan: Plan, sweep_dir: Path, command: str) -> None:
+def run_trial(drawn: dict[str, Any], *, plan: Plan, sweep_dir: Path, command: str, shared: Shared) -> None:
     """The function that Tune runs: trains what was drawn and reports every line of metrics, then the summary.
 
     A trial whose run is finished already only reports it again; one whose run was cut goes on from its newest commit.
     """
     from ray import tune
 
-    trial = trial_of(drawn, plan, sweep_dir, tune.get_context().get_trial_id())
+    from rlhf_ray.sweep.reporting import report
+
+    trial = trial_of(drawn, plan, sweep_dir, tune.get_context().get_trial_name())
     summary = read_json(trial.folder / "summary.json")
     try:
         if not summary.get("finished"):
             resume = (trial.folder / "config.yaml").is_file()
-            summary = _run(trial, resume, command)
+            if resume:
+                trial.note("running")
+            run = _run_online if isinstance(trial.config, RunConfig) else _run_offline
+            summary = run(trial, resume, command, shared)
             write_summary(trial.folder, summary)
             write_report(trial.folder)
     except SystemExit:  # this is how Tune ends a trial early
@@ -62,38 +75,64 @@ def run_trial(drawn: dict[str, Any], *, plan: Plan, sweep_dir: Path, command: st
         trial.note("failed", str(error))
         raise
     trial.note("finished")
-    tune.report({"step": summary["steps"], **_numbers(summary)})
+    report({"step": summary["steps"], **summary})
 
 
-def trial_of(drawn: Mapping[str, Any], plan: Plan, sweep_dir: Path, trial_id: str) -> Trial:
+def trial_of(drawn: Mapping[str, Any], plan: Plan, sweep_dir: Path, number: str) -> Trial:
     """The trial that Tune drew. Its run's directory has the number that Tune gave it, which a restored sweep keeps."""
     seed = int(drawn.get(SEED, drawn.get(REPEAT, 0)))
-    number = trial_id.rpartition("_")[2]
     values = {path: drawn[path] for path in plan.config.space}
     config = plan.trial(values, seed, f"{plan.config.name}-{number}")
     return Trial(sweep_dir / "runs" / number, int(number), plan.values_in(config), config.seed, config)
 
 
-def _run(trial: Trial, resume: bool, command: str) -> dict[str, Any]:
-    config = trial.config
-    if isinstance(config, RunConfig):
-        raise NotImplementedError
+def _run_online(trial: Trial, resume: bool, command: str, shared: Shared) -> dict[str, Any]:
+    """The run's controller works in this process, on the actors that it finds in `shared`."""
+    from rlhf_ray.actors.controller import Controller
+    from rlhf_ray.cluster import folders_of, heldout_accuracy, threads_of
+    from rlhf_ray.sweep.reporting import ReportingJournal
+
+    config, began = trial.config, time.monotonic()
+    assert isinstance(config, RunConfig)
+    folders = folders_of(config)
+    if not resume:
+        keep = config.train.keep_checkpoints
+        RunDirectory.create(trial.folder, dump_config(config), {"command": command}, keep)
+        trial.note("running")
+    with alone_in(trial.folder):
+        controller = Controller(config, folders, trial.folder, threads_of(config), shared, ReportingJournal)
+        try:
+            summary = controller.run()
+        except BaseException:
+            with contextlib.suppress(RayError):  # what went wrong before says more
+                controller.close()
+            raise
+        finally:
+            free_places(trial.folder)
+    seconds = time.monotonic() - began
+    accuracy = heldout_accuracy(folders.rewards)
+    return {**summary, "seconds_total": seconds, "rm_heldout_accuracy": accuracy, "command": command}
+
+
+def _run_offline(trial: Trial, resume: bool, command: str, shared: Shared) -> dict[str, Any]:
     from rlhf_ray.cluster import run_offline
+    from rlhf_ray.sweep.reporting import report
+
+    config, began, seen = trial.config, time.monotonic(), 0
+    assert not isinstance(config, RunConfig)
 
     def tell(news: list[dict[str, object]]) -> None:
+        nonlocal seen
+        if not seen:
+            trial.note("running")  # the run's directory is there
+        seen += 1
         for record in news:
             if record["type"] == "metrics":
                 report(record)
 
     data = trial.folder.parent.parent / "data" / data_key(config)
-    return run_offline(config, trial.folder, resume, command, tell, data)
-
-
-def report(record: Mapping[str, object]) -> None:
-    """One line of metrics to Tune. Raises `SystemExit` if the scheduler ends the trial here."""
-    from ray import tune
-
-    tune.report(_numbers(record))
+    figures = run_offline(config, trial.folder, resume, command, tell, data)
+    return {**figures, "seconds_total": time.monotonic() - began}
 
 
 def data_key(config: AnyOfflineConfig) -> str:
@@ -104,9 +143,3 @@ def data_key(config: AnyOfflineConfig) -> str:
         tree["method"] = {key: tree["method"].get(key) for key in ("type", "reference")}
     text = json.dumps([tree, os.getcwd()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _numbers(record: Mapping[str, object]) -> dict[str, float]:
-    return {
-        key: value for key, value in record.items() if isinstance(value, int | float) and not isinstance(value, bool)
-    }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -18,10 +19,12 @@ from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.repeater import Repeater
 
+from rlhf_ray.actors.shared import Shared
 from rlhf_ray.errors import UserError
 from rlhf_ray.sweep.config import ASHAConfig, Distribution, MedianConfig, PBTConfig, SweepConfig
 from rlhf_ray.sweep.plan import Plan
 from rlhf_ray.sweep.trial import SEED, run_trial
+from rlhf_ray.sweep.watch import Watch
 
 EXPERIMENT = "tune"
 _TRIAL_CPU = 0.01  # a trial's actor waits for others; what computes asks for itself
@@ -29,10 +32,10 @@ _FAILURES = 1  # a trial that lost a process goes on from its newest commit, thi
 _ENDLESS = 10**9
 
 
-def make_tuner(plan: Plan, sweep_dir: Path, command: str, callbacks: list[Any]) -> tune.Tuner:
+def make_tuner(plan: Plan, sweep_dir: Path, command: str, shared: Shared, watch: Watch) -> tune.Tuner:
     """A tuner for a sweep that has not started."""
     config = plan.config
-    trainable = _trainable(plan, sweep_dir, command)
+    trainable = _trainable(plan, sweep_dir, command, shared)
     optuna = config.search == "optuna"
     space: dict[str, Any] = {path: _domain(one) for path, one in config.space.items()}
     if not optuna:
@@ -41,7 +44,9 @@ def make_tuner(plan: Plan, sweep_dir: Path, command: str, callbacks: list[Any]) 
         trainable,
         param_space=space,
         tune_config=tune.TuneConfig(
-            search_alg=_optuna(config) if optuna else BasicVariantGenerator(
+            search_alg=_optuna(config)
+            if optuna
+            else BasicVariantGenerator(
                 constant_grid_search=True, random_state=config.seed, max_concurrent=config.concurrent
             ),
             scheduler=_scheduler(plan),
@@ -49,34 +54,40 @@ def make_tuner(plan: Plan, sweep_dir: Path, command: str, callbacks: list[Any]) 
             max_concurrent_trials=config.concurrent if optuna else None,
             time_budget_s=None if config.budget_minutes is None else 60 * config.budget_minutes,
             reuse_actors=not isinstance(config.scheduler, PBTConfig),
-            trial_dirname_creator=lambda trial: trial.trial_id,
+            trial_name_creator=_number,
+            trial_dirname_creator=_number,
         ),
-        run_config=_run_config(sweep_dir, callbacks),
+        run_config=_run_config(sweep_dir, watch),
     )
 
 
-def restore_tuner(plan: Plan, sweep_dir: Path, command: str) -> tune.Tuner:
+def restore_tuner(plan: Plan, sweep_dir: Path, command: str, shared: Shared, watch: Watch) -> tune.Tuner:
     """The tuner of a sweep whose driver died or that was stopped. Finished trials stay as they are, the others go on
-    from their newest commits."""
+    from their newest commits. `watch` takes the place of the old one by itself."""
     path = sweep_dir / EXPERIMENT
     if not tune.Tuner.can_restore(str(path)):
         raise UserError(f"{path} has no state of Ray Tune: the sweep ended before it began; remove {sweep_dir}")
-    return tune.Tuner.restore(str(path), _trainable(plan, sweep_dir, command), resume_errored=True)
+    tuner = tune.Tuner.restore(str(path), _trainable(plan, sweep_dir, command, shared), resume_errored=True)
+    return tuner
 
 
-def _trainable(plan: Plan, sweep_dir: Path, command: str) -> Any:
-    function = tune.with_parameters(run_trial, plan=plan, sweep_dir=sweep_dir, command=command)
+def _number(trial: Trial) -> str:
+    return str(trial.experiment_tag).partition("_")[0].zfill(5)
+
+
+def _trainable(plan: Plan, sweep_dir: Path, command: str, shared: Shared) -> Any:
+    function = tune.with_parameters(run_trial, plan=plan, sweep_dir=sweep_dir, command=command, shared=shared)
     return tune.with_resources(function, {"cpu": _TRIAL_CPU})
 
 
-def _run_config(sweep_dir: Path, callbacks: list[Any]) -> tune.RunConfig:
+def _run_config(sweep_dir: Path, watch: Watch) -> tune.RunConfig:
     # A trial reports the figures of its summary at its end only, so a result may lack the metric.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     return tune.RunConfig(
         name=EXPERIMENT,
         storage_path=str(sweep_dir),
         failure_config=tune.FailureConfig(max_failures=_FAILURES),
-        callbacks=callbacks,
+        callbacks=[watch],
         verbose=0,
     )
 
@@ -102,7 +113,7 @@ def _optuna(config: SweepConfig) -> Repeater | OptunaSearch:
 def _scheduler(plan: Plan) -> TrialScheduler:
     scheduler = plan.config.scheduler
     metric, mode = plan.config.early_metric
-    common = {"time_attr": "step", "metric": metric, "mode": mode}
+    common: dict[str, Any] = {"time_attr": "step", "metric": metric, "mode": mode}
     if isinstance(scheduler, ASHAConfig):
         # A trial at max_t would be ended before its last commit and its evaluation.
         most = _ENDLESS if plan.steps is None else plan.steps + 1

@@ -21,7 +21,7 @@ PROMPTS = [f"tell me about {thing}" for thing in ("the sun", "a tree", "the city
 DPO = [
     "model.path=runs/demo", "lora=null", "train.learning_rate=5e-4", "train.max_steps=100", "train.batch_size=8",
     "train.cpus_per_worker=0.5", "method.loss=sigmoid", "method.label_smoothing=0.0", "data.heldout_fraction=0.4",
-    "gate.min_accuracy=0.4",  # some 80 held-out pairs: the interval is 20 points wide
+    "gate.min_accuracy=0.25",  # a random model: what it learns on four prompts tells little about the two held out
 ]  # fmt: skip
 TEMPERATURE = 0.25  # of what the model says at 1, 200 preferences name hardly any token twice
 
@@ -48,7 +48,7 @@ def test_what_people_prefer_is_served_in_the_end(tmp_path: Path) -> None:
     card = next(run.glob("checkpoints/*/policy/README.md")).read_text()
     assert f"{len(rows)} statements by 3 annotators about" in card and f"`{rows[0]['policy_versions'][0]}` (" in card
     kept = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(kept.replace("min_accuracy: 0.4", "min_accuracy: 1.0"))
+    (run / "config.yaml").write_text(kept.replace("min_accuracy: 0.25", "min_accuracy: 1.0"))
     refused = running.command("serve", "runs/from-feedback", "--port", "0")
     assert refused.returncode == 3 and "held-out accuracy" in refused.stderr, refused.stderr
     (run / "config.yaml").write_text(kept)

@@ -1,0 +1,25 @@
+"""What a trial tells Ray Tune, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ray import tune
+
+from rlhf_ray.ports import Metrics
+from rlhf_ray.rundir.journal import RunDirectory
+
+
+def report(record: Mapping[str, object]) -> None:
+    """The numbers of a line of metrics, or of a summary. Raises `SystemExit` if the scheduler ends the trial here."""
+    numbers = (int, float)
+    tune.report({key: value for key, value in record.items() if isinstance(value, numbers) and value is not True})
+
+
+class ReportingJournal(RunDirectory):
+    """A run directory that also tells Tune each step, so that a trial ends in the step in which Tune says so."""
+
+    def metrics(self, step: int, metrics: Metrics) -> None:
+        """As the run directory does, then to Tune."""
+        super().metrics(step, metrics)
+        report({"step": step, **metrics})
