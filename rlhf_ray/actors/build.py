@@ -30,24 +30,33 @@ _PLACING_S = 60.0
 Place = Callable[[type, str, dict[str, float], dict[str, str]], Any]
 
 
-def build_groups(
-    config: RunConfig, policy: Path, reward: Path | None, run_dir: Path, state: Path | None, threads: int
-) -> tuple[LearnerGroup, LearnerGroup | None]:
-    """The Ray Train groups of the policy and of the critic (None if the algorithm needs none), starting; each has a
-    placement group of its own."""
+def make_groups(config: RunConfig, run_dir: Path, threads: int) -> dict[str, LearnerGroup]:
+    """A Ray Train group for each role that learns, starting; each has a placement group of its own. Which learner it is
+    says `begin_groups`."""
     common: dict[str, Any] = {
-        "run_dir": run_dir,
-        "state": state,
+        "name": run_dir.name,
+        "storage": run_dir / "ray_train",
         "threads": threads,
         "deadline_s": config.train.deadline_s,
         "placement_strategy": config.placement.strategy,
     }
+    return {role: LearnerGroup(role, learner, **common) for role, learner in config.learners.items()}
+
+
+def begin_groups(
+    config: RunConfig,
+    groups: Mapping[str, LearnerGroup],
+    policy: Path,
+    reward: Path | None,
+    run_dir: Path,
+    state: Path | None,
+) -> None:
+    """Makes the groups the learners of this run."""
     arguments = {"config": config, "run_dir": run_dir}
-    learner = LearnerGroup("policy", PolicyLearner, {**arguments, "folder": policy}, config.policy, **common)
-    if not config.algorithm.needs_critic:
-        return learner, None
-    start = reward if config.critic.init == "reward" else policy
-    return learner, LearnerGroup("critic", CriticLearner, {**arguments, "folder": start}, config.critic, **common)
+    groups["policy"].begin(PolicyLearner, {**arguments, "folder": policy}, state)
+    if "critic" in groups:
+        start = reward if config.critic.init == "reward" else policy
+        groups["critic"].begin(CriticLearner, {**arguments, "folder": start}, state)
 
 
 def make_actors(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import ray
 
 from rlhf_ray import metrics as names
-from rlhf_ray.actors.build import POOLED, build_groups, make_actors, make_pools
+from rlhf_ray.actors.build import POOLED, begin_groups, make_actors, make_groups, make_pools
 from rlhf_ray.actors.group import CriticClient, LearnerGroup, PolicyClient
 from rlhf_ray.actors.pools import Pool
 from rlhf_ray.actors.shared import LeasedEngines, Shared
@@ -55,13 +55,15 @@ class Controller:
         run_dir: Path,
         threads: int,
         shared: Shared | None = None,
+        groups: dict[str, LearnerGroup] | None = None,
         journal: type[RunDirectory] = RunDirectory,
     ) -> None:
-        """`shared` has the actors that the run does not make for itself."""
+        """`shared` has the actors that the run does not make for itself, `groups` learners of an earlier run in this
+        process that become those of this one, and outlive it."""
         self._config, self._folders, self._threads = config, folders, threads
         self._shared = shared or Shared()
         self._journal = journal.open(run_dir, config.train.keep_checkpoints)
-        self._groups: list[LearnerGroup] = []
+        self._given, self._groups = groups, groups or {}
         self._engines: LeasedEngines | None = None
         self._stopping = False
         self._spent = {"start": 0.0, "evaluate": 0.0}
@@ -87,9 +89,10 @@ class Controller:
         return summary
 
     def close(self) -> None:
-        """Lets the learners end, and leaves shared engines to others."""
-        for group in self._groups:
-            group.stop()
+        """Lets the learners end that this run has made, and leaves shared engines to others."""
+        if self._given is None:
+            for group in self._groups.values():
+                group.stop()
         if self._engines is not None:
             self._engines.leave()
 
@@ -110,10 +113,13 @@ class Controller:
             self._journal.event("data", note)
         state = self._journal.committed.path if self._journal.committed else None
         folders, threads = self._folders, self._threads
-        policy, critic = build_groups(config, folders.policy, folders.reward_model, run_dir, state, threads)
-        self._groups = [policy] if critic is None else [policy, critic]
+        self._groups = self._groups or make_groups(config, run_dir, threads)
+        begin_groups(config, self._groups, folders.policy, folders.reward_model, run_dir, state)
+        policy, critic = self._groups["policy"], self._groups.get("critic")
         if config.placement.mode == "colocated" and config.rollout.gpus:
-            for group in self._groups:  # vLLM measures the free memory of a GPU that nobody else may fill meanwhile
+            for (
+                group
+            ) in self._groups.values():  # vLLM measures the free memory of a GPU that nobody else may fill meanwhile
                 group.call("ping")
         own = [role for role in POOLED if role not in self._shared.actors]
         actors = make_actors(config, folders.policy, folders.rewards, run_dir, threads, own)
@@ -126,7 +132,7 @@ class Controller:
         weights = WeightBroadcast(policy, rollout, "nccl" if alone else "gloo")
         if owner:
             self._engines = LeasedEngines(self._shared.lease, rollout, weights)
-        measured: list[LearnerGroup | Pool] = [*self._groups, rollout, reference, reward]
+        measured: list[LearnerGroup | Pool] = [*self._groups.values(), rollout, reference, reward]
         roles = Roles(
             prompts=ShuffledPrompts(prompts, config.seed),
             rollout=self._engines or rollout,

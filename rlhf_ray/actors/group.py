@@ -1,4 +1,4 @@
-"""The controller's side of a learner: start a Ray Train group, send it commands, await every rank."""
+"""The controller's side of a learner: start a Ray Train group, say what it learns, send commands, await every rank."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
-from rlhf_ray.actors.inbox import Command, Inbox, LearnerSpec, train_loop
+from rlhf_ray.actors.inbox import BEGIN, Begin, Command, Inbox, train_loop
 from rlhf_ray.config import LearnerConfig
 from rlhf_ray.data.batching import rows_together
 from rlhf_ray.errors import RunError
@@ -29,28 +29,26 @@ class LearnerGroup:
     def __init__(
         self,
         role: str,
-        learner: type,
-        arguments: dict[str, object],
         config: LearnerConfig,
         *,
-        run_dir: Path,
-        state: Path | None,
+        name: str,
+        storage: Path,
         threads: int,
         deadline_s: float,
         placement_strategy: str,
     ) -> None:
+        """`name` tells groups of one role apart; `storage` is where Ray Train keeps its books."""
         self.role = role
         self.world_size = config.num_workers
-        self._deadline_s = deadline_s
-        self._ended: str | None = None
+        self.deadline_s = deadline_s
+        self.ended: str | None = None
+        """Why Ray Train's group is over, once it is."""
+        self._beginning: int | None = None
         self._busy = Busy(0.0, [])
-        self.inbox: Any = (
-            ray.remote(Inbox).options(name=f"{role}:{run_dir.name}", num_cpus=0).remote(config.num_workers, state)
-        )
-        spec = LearnerSpec(self.inbox, learner, arguments, threads)
+        self.inbox: Any = ray.remote(Inbox).options(name=f"{role}:{name}", num_cpus=0).remote(config.num_workers)
         self._trainer = TorchTrainer(
             train_loop,
-            train_loop_config={"spec": spec},
+            train_loop_config={"inbox": self.inbox, "threads": threads},
             scaling_config=ScalingConfig(
                 num_workers=config.num_workers,
                 use_gpu=config.gpus_per_worker > 0,
@@ -60,11 +58,16 @@ class LearnerGroup:
             torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
             run_config=RunConfig(
                 name=f"{role}-{time.time_ns()}",
-                storage_path=str(run_dir / "ray_train"),
+                storage_path=str(storage),
                 failure_config=FailureConfig(max_failures=3),
             ),
         )
         threading.Thread(target=self._fit, name=f"fit-{role}", daemon=True).start()
+
+    def begin(self, learner: type, arguments: dict[str, object], state: Path | None) -> None:
+        """From now on the ranks are `learner`s, which start from `state`; those that they were are gone. Does not wait:
+        what could not be built shows at the next command."""
+        self._beginning = self.post(BEGIN, Begin(learner, arguments, state), mutates=True)
 
     def post(self, name: str, *arguments: object, mutates: bool = False) -> int:
         """Sends a command without waiting; `collect` awaits it."""
@@ -73,13 +76,16 @@ class LearnerGroup:
 
     def collect(self, index: int, name: str) -> list[Any]:
         """All ranks' values in rank order. `RunError` names the role and rank at fault."""
-        limit = time.monotonic() + self._deadline_s
+        if self._beginning is not None and self._beginning != index:
+            first, self._beginning = self._beginning, None
+            self.collect(first, BEGIN)
+        limit = time.monotonic() + self.deadline_s
         while (answers := ray.get(self.inbox.wait.remote(index, _POLL_S))) is None:
-            if self._ended is not None:
-                raise RunError(f"{self.role}: its Ray Train group ended during '{name}': {self._ended}")
+            if self.ended is not None:
+                raise RunError(f"{self.role}: its Ray Train group ended during '{name}': {self.ended}")
             if time.monotonic() > limit:
                 late = ray.get(self.inbox.missing.remote(index))
-                raise RunError(f"{self.role}: ranks {late} did not answer '{name}' within {self._deadline_s:.0f} s")
+                raise RunError(f"{self.role}: ranks {late} did not answer '{name}' within {self.deadline_s:.0f} s")
         if answers[0].error is not None:
             raise RunError(f"{self.role} failed at '{name}': {answers[0].error}")
         if name in _COMPUTE:
@@ -117,9 +123,9 @@ class LearnerGroup:
     def _fit(self) -> None:
         try:
             self._trainer.fit()
-            self._ended = "it stopped"
+            self.ended = "it stopped"
         except Exception as error:  # the fault-tolerance seam: a thread has no caller to raise to
-            self._ended = f"{type(error).__name__}: {error}"
+            self.ended = f"{type(error).__name__}: {error}"
 
 
 class PolicyClient:

@@ -1,6 +1,6 @@
 """How a Ray Train worker group becomes a persistent learner: its workers take commands from an inbox.
 
-`train_loop` builds its learner once and then executes one command after another, on every rank in the same order. When
+`train_loop` executes one command after another, on every rank in the same order; the first builds the learner. When
 Ray Train rebuilds a group after a death, the new ranks load the last committed state and replay what changed it since
 (`Command.mutates`); the caller just sees a slow answer.
 """
@@ -8,10 +8,11 @@ Ray Train rebuilds a group after a death, the new ranks load the last committed 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,23 @@ class Command:
     mutates: bool
 
 
+BEGIN = "begin"
+"""The command whose one argument is a `Begin`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Which learner a rank is: its class, what it is made with, and the committed state that it starts from."""
+
+    learner: type
+    arguments: dict[str, object]
+    state: Path | None
+
+    def build(self) -> Any:
+        """The learner."""
+        return self.learner(**self.arguments, state=self.state)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What one rank gave back: a value, or the error that it met."""
@@ -40,22 +58,22 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a (re)built rank begins: the committed state folder, and the first command after it."""
+    """Where a (re)built rank begins: as the learner last committed, if one was, at the first command after that."""
 
-    state: Path | None
+    begin: Begin | None
     index: int
 
 
 class Inbox:
     """The mailbox of one worker group. An asynchronous actor: every method returns at once or waits unblocking."""
 
-    def __init__(self, world_size: int, state: Path | None) -> None:
+    def __init__(self, world_size: int) -> None:
         self._world_size = world_size
         self._commands: list[Command | None] = []
         self._answers: list[dict[int, Answer]] = []
-        self._start = Start(state, 0)
+        self._begin: Begin | None = None
+        self._start = Start(None, 0)
         self._changed = asyncio.Condition()
-        self._failure: str | None = None
         self._joins = 0
         self.workers: dict[int, dict[str, object]] = {}
 
@@ -72,6 +90,10 @@ class Inbox:
     async def post(self, command: Command | None) -> int:
         """Appends a command (None: stop) and returns its index."""
         async with self._changed:
+            if command is not None and command.name == BEGIN:
+                self._forget()
+                self._begin = command.arguments[0]  # type: ignore[assignment]  # a Begin, as BEGIN says
+                self._start = Start(None, len(self._commands))
             self._commands.append(command)
             self._answers.append({})
             self._changed.notify_all()
@@ -89,12 +111,6 @@ class Inbox:
             self._answers[index][rank] = answer
             self._changed.notify_all()
 
-    async def fail(self, rank: int, error: str) -> None:
-        """A rank could not even build its learner."""
-        async with self._changed:
-            self._failure = f"rank {rank}: {error}"
-            self._changed.notify_all()
-
     async def wait(self, index: int, timeout_s: float) -> list[Answer] | None:
         """All ranks' answers in rank order; None if they are not there in time. The first error answers for all ranks:
         the others may wait in a collective for the one that failed."""
@@ -105,8 +121,8 @@ class Inbox:
                 return None
             answers, command = self._answers[index], self._commands[index]
             faults = [f"rank {rank}: {answer.error}" for rank, answer in sorted(answers.items()) if answer.error]
-            if self._failure or faults:
-                return [Answer(error=self._failure or "; ".join(faults))]
+            if faults:
+                return [Answer(error="; ".join(faults))]
             # Answered: keep the fact, free the values, and the arguments of what will not be replayed.
             self._answers[index] = {rank: Answer() for rank in answers}
             if command is not None and not command.mutates:
@@ -115,8 +131,7 @@ class Inbox:
 
     def _settled(self, index: int) -> bool:
         answers = self._answers[index]
-        failed = self._failure is not None or any(answer.error for answer in answers.values())
-        return failed or len(answers) == self._world_size
+        return len(answers) == self._world_size or any(answer.error for answer in answers.values())
 
     async def missing(self, index: int) -> list[int]:
         """The ranks that have not answered yet."""
@@ -124,47 +139,50 @@ class Inbox:
 
     async def commit(self, state: Path) -> None:
         """From now on a rebuilt group starts at `state`; earlier commands are forgotten."""
-        self._start = Start(state, len(self._commands))
+        assert self._begin is not None  # what is committed has begun
+        self._start = Start(replace(self._begin, state=state), len(self._commands))
+        self._forget()
+
+    def _forget(self) -> None:
         for index, command in enumerate(self._commands):
             if command is not None and command.arguments:
                 self._commands[index] = Command(command.name, (), command.mutates)
 
 
-@dataclass(frozen=True, slots=True)
-class LearnerSpec:
-    """What a Ray Train worker needs to become a learner."""
-
-    inbox: Any  # a handle to Inbox; ray's handles have no static type
-    learner: type
-    arguments: dict[str, object] = field(default_factory=dict)
-    threads: int = 1
-
-
-def train_loop(spec: dict[str, LearnerSpec]) -> None:
-    """Ray Train's `train_loop_per_worker`: build the learner, then execute commands until told to stop."""
-    _serve(spec["spec"])
-
-
-def _serve(spec: LearnerSpec) -> None:
+def train_loop(arguments: dict[str, Any]) -> None:
+    """Ray Train's `train_loop_per_worker`: executes commands until told to stop. `arguments` has the `inbox`, a handle
+    without a static type, and the CPU `threads` of a rank.
+    """
     import torch
 
-    torch.set_num_threads(spec.threads)
+    torch.set_num_threads(arguments["threads"])
+    _serve(arguments["inbox"])
+
+
+def _serve(inbox: Any) -> None:
     rank = ray.train.get_context().get_world_rank()
-    worker = {"pid": os.getpid(), "node": ray.util.get_node_ip_address()}
-    start: Start = ray.get(spec.inbox.join.remote(rank, worker))
-    try:
-        learner = spec.learner(**spec.arguments, state=start.state)
-    except Exception as error:
-        ray.get(spec.inbox.fail.remote(rank, _describe(error)))
-        raise
+    start: Start = ray.get(inbox.join.remote(rank, {"pid": os.getpid(), "node": ray.util.get_node_ip_address()}))
+    learner = start.begin.build() if start.begin is not None else None
     index = start.index
     while True:
-        command, answered = ray.get(spec.inbox.take.remote(index))
+        command, answered = ray.get(inbox.take.remote(index))
         if command is None:
             return
-        if command.mutates or not answered:
-            ray.get(spec.inbox.answer.remote(index, rank, _execute(learner, command)))
+        if command.name == BEGIN:
+            learner = None
+            gc.collect()  # two models at once may not fit
+            learner, answer = _begin(command.arguments[0])
+            ray.get(inbox.answer.remote(index, rank, answer))
+        elif command.mutates or not answered:
+            ray.get(inbox.answer.remote(index, rank, _execute(learner, command)))
         index += 1
+
+
+def _begin(begin: Begin) -> tuple[Any, Answer]:
+    try:
+        return begin.build(), Answer()
+    except Exception as error:  # the caller decides what becomes of a group whose learner cannot be built
+        return None, Answer(error=_describe(error))
 
 
 def _execute(learner: object, command: Command) -> Answer:

@@ -117,8 +117,8 @@ def _tune(plan: Plan, sweep_dir: Path, resume: bool, command: str) -> dict[str, 
 
 @contextmanager
 def _one_cluster() -> Iterator[None]:
-    """Ray Train's cleaner, which runs beside each trial, looks for a cluster by RAY_ADDRESS or by searching the machine,
-    and removes workers if it hits upon another one. Tune hands a trial only those variables that it has listed."""
+    """Ray Train's cleaner, which runs beside each trial, looks for a cluster by RAY_ADDRESS or by searching the
+    machine, and removes workers if it hits upon another one. Tune hands to a trial only what it has listed."""
     import ray
     from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 

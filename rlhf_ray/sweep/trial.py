@@ -14,7 +14,8 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from rlhf_ray.actors.build import free_places
+from rlhf_ray.actors.build import free_places, make_groups
+from rlhf_ray.actors.group import LearnerGroup
 from rlhf_ray.actors.shared import Shared
 from rlhf_ray.config import AnyConfig, AnyOfflineConfig, RunConfig
 from rlhf_ray.config_file import dump_config
@@ -99,11 +100,14 @@ def _run_online(trial: Trial, resume: bool, command: str, shared: Shared) -> dic
         keep = config.train.keep_checkpoints
         RunDirectory.create(trial.folder, dump_config(config), {"command": command}, keep)
         trial.note("running")
+    groups = _groups_for(config, trial.folder.parent.parent)
     with alone_in(trial.folder):
-        controller = Controller(config, folders, trial.folder, threads_of(config), shared, ReportingJournal)
+        controller = Controller(config, folders, trial.folder, threads_of(config), shared, groups, ReportingJournal)
         try:
             summary = controller.run()
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, SystemExit):
+                _end_groups()
             with contextlib.suppress(RayError):  # what went wrong before says more
                 controller.close()
             raise
@@ -112,6 +116,35 @@ def _run_online(trial: Trial, resume: bool, command: str, shared: Shared) -> dic
     seconds = time.monotonic() - began
     accuracy = heldout_accuracy(folders.rewards)
     return {**summary, "seconds_total": seconds, "rm_heldout_accuracy": accuracy, "command": command}
+
+
+_groups: dict[str, LearnerGroup] = {}
+"""Learners of the last trial in this process. The next takes them over: starting a worker group of Ray Train costs more
+than a short trial."""
+_made_for: list[object] = []
+
+
+def _groups_for(config: RunConfig, sweep_dir: Path) -> dict[str, LearnerGroup]:
+    """The learners of the last trial if they have the same place and are well, else new ones."""
+    from rlhf_ray.cluster import threads_of
+
+    place = {"num_workers", "cpus_per_worker", "gpus_per_worker"}
+    asked = [{role: learner.model_dump(include=place) for role, learner in config.learners.items()}, config.placement]
+    if asked != _made_for or any(group.ended for group in _groups.values()):
+        _end_groups()
+        _groups.update(make_groups(config, sweep_dir / f"learners-{os.getpid()}", threads_of(config)))
+        _made_for[:] = asked
+    for group in _groups.values():
+        group.deadline_s = config.train.deadline_s
+    return _groups
+
+
+def _end_groups() -> None:
+    for group in _groups.values():
+        with contextlib.suppress(RayError):
+            group.stop()
+    _groups.clear()
+    _made_for.clear()
 
 
 def _run_offline(trial: Trial, resume: bool, command: str, shared: Shared) -> dict[str, Any]:

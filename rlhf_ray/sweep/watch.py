@@ -1,4 +1,4 @@
-"""The driver's eye on a sweep: a line for each trial, the lease of those that died, and a metric that nobody reports."""
+"""The driver's eye on a sweep: a line for each trial, engines of those that died, a metric that nobody reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from rlhf_ray.actors.shared import Shared
 from rlhf_ray.sweep.plan import Plan
-
 
 _watches: list[Watch] = []
 
