@@ -60,6 +60,22 @@ def commit_directory(parent: Path, name: str, write: Callable[[Path], None], met
     return final
 
 
+def fork_commit(source: Path, parent: Path) -> Path:
+    """Makes the commit at `source` one of `parent` too, its files hard-linked; returns the copy's path.
+
+    `ValueError` if a byte of it is not as it was committed, `FileExistsError` if `parent` has that step already.
+    """
+    problems = verify(source)
+    if problems:
+        raise ValueError(f"{source} cannot be copied: {'; '.join(problems)}")
+
+    def link(folder: Path) -> None:
+        skip = shutil.ignore_patterns(MANIFEST)
+        shutil.copytree(source, folder, copy_function=os.link, dirs_exist_ok=True, ignore=skip)
+
+    return commit_directory(parent, source.name, link, _read_manifest(source)[1])
+
+
 @dataclass(frozen=True, slots=True)
 class Damage:
     """A commit that does not verify, and why."""

@@ -10,10 +10,10 @@ from rlhf_ray.ports import Metrics
 from rlhf_ray.rundir.journal import RunDirectory
 
 
-def report(record: Mapping[str, object]) -> None:
+def report(record: Mapping[str, object], checkpoint: tune.Checkpoint | None = None) -> None:
     """The numbers of a line of metrics, or of a summary. Raises `SystemExit` if the scheduler ends the trial here."""
-    numbers = (int, float)
-    tune.report({key: value for key, value in record.items() if isinstance(value, numbers) and value is not True})
+    numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
+    tune.report(numbers, checkpoint=checkpoint)
 
 
 class ReportingJournal(RunDirectory):

@@ -25,6 +25,7 @@ from rlhf_ray.report.page import write_report
 from rlhf_ray.resume import alone_in
 from rlhf_ray.rundir.commit import replace_file
 from rlhf_ray.rundir.journal import RunDirectory, write_summary
+from rlhf_ray.sweep.config import PBTConfig
 from rlhf_ray.sweep.plan import Plan
 
 TRIAL_FILE = "trial.json"
@@ -42,6 +43,8 @@ class Trial:
     values: Mapping[str, object]
     seed: int
     config: AnyConfig
+    population: bool
+    """Whether Tune may tell it to go on from another trial's commit."""
 
     def note(self, state: str, error: str | None = None) -> None:
         """Writes what became of it, for the report."""
@@ -84,13 +87,15 @@ def trial_of(drawn: Mapping[str, Any], plan: Plan, sweep_dir: Path, number: str)
     seed = int(drawn.get(SEED, drawn.get(REPEAT, 0)))
     values = {path: drawn[path] for path in plan.config.space}
     config = plan.trial(values, seed, f"{plan.config.name}-{number}")
-    return Trial(sweep_dir / "runs" / number, int(number), plan.values_in(config), config.seed, config)
+    population = isinstance(plan.config.scheduler, PBTConfig)
+    return Trial(sweep_dir / "runs" / number, int(number), plan.values_in(config), config.seed, config, population)
 
 
 def _run_online(trial: Trial, resume: bool, command: str, shared: Shared) -> dict[str, Any]:
     """The run's controller works in this process, on the actors that it finds in `shared`."""
     from rlhf_ray.actors.controller import Controller
     from rlhf_ray.cluster import folders_of, heldout_accuracy, threads_of
+    from rlhf_ray.sweep.population import PopulationJournal, take_over
     from rlhf_ray.sweep.reporting import ReportingJournal
 
     config, began = trial.config, time.monotonic()
@@ -100,9 +105,12 @@ def _run_online(trial: Trial, resume: bool, command: str, shared: Shared) -> dic
         keep = config.train.keep_checkpoints
         RunDirectory.create(trial.folder, dump_config(config), {"command": command}, keep)
         trial.note("running")
+    else:
+        take_over(trial)
+    journal = PopulationJournal if trial.population else ReportingJournal
     groups = _groups_for(config, trial.folder.parent.parent)
     with alone_in(trial.folder):
-        controller = Controller(config, folders, trial.folder, threads_of(config), shared, groups, ReportingJournal)
+        controller = Controller(config, folders, trial.folder, threads_of(config), shared, groups, journal)
         try:
             summary = controller.run()
         except BaseException as error:

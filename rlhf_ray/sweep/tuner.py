@@ -53,7 +53,7 @@ def make_tuner(plan: Plan, sweep_dir: Path, command: str, shared: Shared, watch:
             num_samples=config.trials * (config.seeds if optuna else 1),
             max_concurrent_trials=config.concurrent if optuna else None,
             time_budget_s=None if config.budget_minutes is None else 60 * config.budget_minutes,
-            reuse_actors=not isinstance(config.scheduler, PBTConfig),
+            reuse_actors=True,
             trial_name_creator=_number,
             trial_dirname_creator=_number,
         ),
