@@ -108,12 +108,40 @@ def train(
     run_dir: Annotated[Path | None, typer.Option(help="Where the run goes; runs/NAME if not given.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print everything; start nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run from its newest checkpoint.")] = False,
+    resume_if_exists: Annotated[
+        bool, typer.Option("--resume-if-exists", help="The same if the run directory has a run; else start it.")
+    ] = False,
+    max_failures: Annotated[
+        int, typer.Option(min=0, help="How often to resume by itself after a lost actor or node.")
+    ] = 0,
     json_: Json = False,
 ) -> None:
     """Train what CONFIG says: a policy with PPO (kind: online) or a reward model (kind: reward)."""
-    from rlhf_ray.cli.train import train_command
+    from rlhf_ray.cli.train import Persistence, train_command
 
-    train_command(config, overrides or [], run_dir, dry_run=dry_run, resume=resume, as_json=json_)
+    persistence = Persistence(resume, resume_if_exists, max_failures)
+    train_command(config, overrides or [], run_dir, persistence, dry_run=dry_run, as_json=json_)
+
+
+@app.command(epilog="Example: rlhf-ray submit ppo.yaml --address http://127.0.0.1:8265 --run-dir /shared/runs/ppo")
+def submit(
+    config: Annotated[str, typer.Argument(help="A YAML file below the working directory, or a bundled recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values laid over it.")] = None,
+    *,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
+    run_dir: Annotated[Path, typer.Option(help="Where the run goes: absolute, on storage all nodes share.")],
+    working_dir: Annotated[Path, typer.Option(help="The folder that the job gets a copy of.")] = Path("."),
+    name: Annotated[str | None, typer.Option(help="The job's id; the config's name if not given.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="The name of a variable to pass; may be repeated.")] = None,
+    max_failures: Annotated[int, typer.Option(min=0, help="How often to resume after a lost actor or node.")] = 3,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not follow the log to the end.")] = False,
+    json_: Json = False,
+) -> None:
+    """Start the run of CONFIG on a Ray cluster, resume it if it is there, or follow it if it is running."""
+    from rlhf_ray.cli.submit import Where, submit_command
+
+    where = Where(address, run_dir, working_dir, name, env or [], max_failures)
+    submit_command(config, overrides or [], where, wait=not no_wait, as_json=json_)
 
 
 @app.command(epilog="Example: rlhf-ray doctor")

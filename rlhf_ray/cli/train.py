@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -18,12 +20,22 @@ from rlhf_ray.preflight import feasible, preflight
 from rlhf_ray.resources import RoleRequest, requests
 
 
+@dataclass(frozen=True, slots=True)
+class Persistence:
+    """Whether a run that exists goes on, and how often a run goes on by itself after it lost an actor or a node."""
+
+    resume: bool = False
+    resume_if_exists: bool = False
+    max_failures: int = 0
+
+
 def train_command(
-    path: str, overrides: Sequence[str], run_dir: Path | None, *, dry_run: bool, resume: bool, as_json: bool
+    path: str, overrides: Sequence[str], run_dir: Path | None, keep: Persistence, *, dry_run: bool, as_json: bool
 ) -> None:
     """Loads, checks and runs the config at `path`. Raises `UserError` before anything has started."""
     config = load_config(path, overrides)
     folder = run_dir or Path("runs", config.name)
+    resume = keep.resume or (keep.resume_if_exists and (folder / "config.yaml").is_file())
     notes = preflight(config, folder, resume, download=not dry_run)
     if dry_run:
         _show(config, [*notes, *_shortfall(config)], as_json)
@@ -32,7 +44,13 @@ def train_command(
     if not as_json:
         for note in notes:
             console.print(note, highlight=False, markup=False)
-    summary = _launch(config, folder, resume, _command(path, overrides, folder, resume))
+    command = _command(path, overrides, folder, resume)
+    if keep.max_failures:
+        from rlhf_ray.launching.recovery import persist
+
+        summary = persist(partial(_launch, config, folder, command=command), config, folder, resume, keep.max_failures)
+    else:
+        summary = _launch(config, folder, resume, command)
     if as_json:
         print(json.dumps(summary))
     else:

@@ -1,0 +1,122 @@
+"""A run that outlives the nodes it runs on: after a lost actor or node it goes on at its newest commit."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Protocol
+
+from rlhf_ray.cluster import connected
+from rlhf_ray.config import AnyConfig, RunConfig
+from rlhf_ray.errors import RunError, UserError
+from rlhf_ray.resources import feasible, requests
+from rlhf_ray.rundir.lines import append_line
+
+_NOTICED_S = 30.0
+"""Ray declares a node dead some 15 s after it has stopped to answer; what it ran fails before."""
+_REPLACED_S = 900.0
+_POLL_S = 1.0
+_LOSSES = frozenset({"WORKER_DIED", "NODE_DIED"})
+"""Of Ray's reasons for an actor's death. The others are errors of its constructor, and ends on purpose."""
+_REBUILT = "RayTrainWorker"
+"""Ray Train starts its workers again by itself, within a try."""
+
+
+class Launch(Protocol):
+    """Runs a config in its run directory and returns the summary."""
+
+    def __call__(self, *, resume: bool) -> dict[str, object]: ...
+
+
+def persist(launch: Launch, config: AnyConfig, run_dir: Path, resume: bool, max_failures: int) -> dict[str, object]:
+    """What `launch` returns, which is called again after a lost actor or node, at most `max_failures` times.
+
+    Errors of the code and of the config are raised at once. Each try has a connection of its own to the cluster: Ray
+    ends what is left of a try when its connection ends.
+    """
+    from ray.exceptions import RayError
+
+    failures = 0
+    while True:
+        with connected(config.placement, _cpus(config)):
+            if failures:
+                _await_room(config)
+            nodes = _alive()
+            try:
+                return launch(resume=resume)
+            except (RunError, RayError) as error:
+                if failures == max_failures:
+                    raise
+                _say(f"failed: {error}\nlooking whether an actor or a node was lost")
+                lost = _lost(nodes)
+                if lost is None:
+                    raise
+        failures += 1
+        resume = (run_dir / "config.yaml").is_file()
+        sentence = f"Lost {lost}. The run goes on at its newest commit: retry {failures} of at most {max_failures}."
+        _say(sentence)
+        if resume:
+            append_line(run_dir / "events.jsonl", {"time": time.time(), "kind": "restart", "sentence": sentence})
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # stdout is for results
+
+
+def _cpus(config: AnyConfig) -> float:
+    if isinstance(config, RunConfig):
+        return sum(role.total_cpus for role in requests(config))
+    return config.train.num_workers * config.train.cpus_per_worker
+
+
+def _alive() -> set[str]:
+    import ray
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _lost(nodes: set[str]) -> str | None:
+    """What of this try was lost: those of `nodes` that are dead, and actors that died; None if nothing was."""
+    deadline = time.monotonic() + _NOTICED_S
+    while not (dead := [f"node {node[:8]}" for node in sorted(nodes - _alive())] + _lost_actors()):
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(_POLL_S)
+    return ", ".join(dead)
+
+
+def _lost_actors() -> list[str]:
+    """Names of this driver's actors that died, but for those that Ray Train has in its care."""
+    import ray
+    from ray.util.state import list_actors
+    from ray.util.state.exception import RayStateApiException
+
+    context = ray.get_runtime_context()
+    ours: list[tuple[str, str, str | bool | int | float]] = [
+        ("job_id", "=", context.get_job_id()),
+        ("state", "=", "DEAD"),
+    ]
+    try:
+        dead = list_actors(address=context.gcs_address, filters=ours, detail=True, limit=1000)
+    except RayStateApiException:  # the dashboard is away, and perhaps the head with it
+        return []
+    reasons = [(actor, (actor.death_cause or {}).get("actor_died_error_context", {}).get("reason")) for actor in dead]
+    lost = [actor for actor, reason in reasons if reason in _LOSSES and actor.class_name != _REBUILT]
+    return sorted(f"actor {actor.name or actor.class_name}" for actor in lost)
+
+
+def _await_room(config: AnyConfig) -> None:
+    """Waits until the cluster has what the run asks for: a lost node may be replaced. `UserError` if it does not come;
+    a run on fixed data waits in Ray Train."""
+    import ray
+
+    deadline = time.monotonic() + _REPLACED_S
+    while isinstance(config, RunConfig):
+        has = ray.cluster_resources()
+        try:
+            return feasible(config, has.get("CPU", 0), has.get("GPU", 0), has.get("memory", 0) / 2**30)
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_S)
