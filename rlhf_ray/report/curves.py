@@ -16,7 +16,8 @@ _RARE = (m.HELDOUT_LOSS, m.HELDOUT_ACCURACY, m.HELDOUT_MARGIN)  # not in every s
 @dataclass(frozen=True, slots=True)
 class Series:
     """One line, set of dots or bars; `spread` widens a line to a band of plus and minus that much, `band` to one with
-    these ends, `ends` gives every point its interval, `dashed` makes it a reference to compare with."""
+    these ends, `ends` gives every point its interval, `dashed` makes it a reference to compare with, `faint` one of
+    many that only show what the others stand out from."""
 
     name: str
     x: list[float]
@@ -25,6 +26,7 @@ class Series:
     ends: list[tuple[float, float]] | None = None
     band: list[tuple[float, float]] | None = None
     dashed: bool = False
+    faint: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from rlhf_ray.report.facts import show
 from rlhf_ray.report.sweep_advice import Recommendation, recommended
-from rlhf_ray.report.sweep_effects import effects, text_of
+from rlhf_ray.report.sweep_effects import effects
 from rlhf_ray.report.sweep_ranking import Configuration, Sweep, read_sweep
-from rlhf_ray.report.sweep_statistics import Mean
 from rlhf_ray.report.sweep_trials import Trial
+from rlhf_ray.report.sweep_words import mean_text, places, text_of
 from rlhf_ray.rundir.lines import finite
 
 __all__ = ["Recommendation", "Sweep", "as_json", "cells", "columns", "read_sweep", "recommended"]
 
-_DIGITS = 3  # of the largest figure of a column; the others have as many places
 _LONGEST = 100  # characters of an error in a table
 
 
@@ -32,8 +29,8 @@ def columns(sweep: Sweep) -> list[str]:
 
 def cells(sweep: Sweep) -> list[list[str]]:
     """A row under `columns` for each configuration, best first; the texts are plain, whatever a value holds."""
-    front, digits = sweep.front, _digits([_value(one) for one in sweep.configurations])
-    kl, length = (_digits([getattr(one, name) for one in sweep.configurations]) for name in ("kl", "length"))
+    front, digits = sweep.front, places([_value(one) for one in sweep.configurations])
+    kl, length = (places([getattr(one, name) for one in sweep.configurations]) for name in ("kl", "length"))
     rows = []
     for rank, one in enumerate(sweep.configurations, start=1):
         row = [str(rank) if one.complete else "\u2013"]
@@ -45,12 +42,6 @@ def cells(sweep: Sweep) -> list[list[str]]:
         row += [("yes" if one in front else "")] if front else []
         rows.append([*row, state_text(one, sweep.plan.metric)])
     return rows
-
-
-def mean_text(mean: Mean, digits: int) -> str:
-    """`0.912 (0.893 to 0.931)`."""
-    value = show(mean.value, digits)
-    return value if mean.ci95 is None else f"{value} ({show(mean.ci95[0], digits)} to {show(mean.ci95[1], digits)})"
 
 
 def state_text(configuration: Configuration, metric: str) -> str:
@@ -127,11 +118,5 @@ def _any(sweep: Sweep, name: str) -> bool:
     return any(getattr(one, name) is not None for one in sweep.configurations)
 
 
-def _digits(values: Sequence[float | None]) -> int:
-    """Places behind the point, so that the largest has three digits."""
-    largest = max((abs(value) for value in values if value is not None), default=0.0)
-    return min(6, max(0, _DIGITS - 1 - math.floor(math.log10(largest)))) if largest > 0 else 0
-
-
 def _known(value: float | None, digits: int) -> str:
-    return "not known" if value is None else show(value, digits)
+    return "\u2013" if value is None else show(value, digits)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from rlhf_ray.report.content import Tone
 from rlhf_ray.report.facts import number, plural
-from rlhf_ray.report.sweep_effects import text_of
 from rlhf_ray.report.sweep_ranking import Configuration, Sweep
 from rlhf_ray.report.sweep_statistics import mean_of
 from rlhf_ray.report.sweep_trials import Parameter
+from rlhf_ray.report.sweep_words import in_words, signed, text_of
 
 _AT_THE_END = 0.05  # of a range, from either end
 
@@ -41,16 +41,6 @@ def recommended(sweep: Sweep) -> Recommendation | None:
     return Recommendation(complete[0].values, " ".join(" ".join([lead, few, *ends]).split()), tone)
 
 
-def in_words(values: Mapping[str, object]) -> str:
-    """`method.beta = 0.1, train.learning_rate = 1e-05`."""
-    return ", ".join(f"{name} = {text_of(value)}" for name, value in values.items())
-
-
-def signed(value: float) -> str:
-    """Three digits, with its sign."""
-    return f"{value:+.3g}".replace("-", "\u2212")
-
-
 def _lead(sweep: Sweep, complete: list[Configuration]) -> tuple[Tone, str]:
     """The best against the runner-up, by the paired difference over the seeds of both (Student 1908)."""
     if len(complete) == 1:
@@ -60,6 +50,8 @@ def _lead(sweep: Sweep, complete: list[Configuration]) -> tuple[Tone, str]:
     common = sorted(mine.keys() & theirs.keys())
     ahead = [sweep.plan.sign * (mine[seed] - theirs[seed]) for seed in common]
     found, name = mean_of(ahead), f"the runner-up ({in_words(second.values)})"
+    if not any(ahead):
+        return "same", f"Equal to {name}."
     if found.ci95 is None:
         return "unknown", f"One seed only: {signed(found.value)} against {name} may be noise."
     if math.isclose(

@@ -11,6 +11,7 @@ import numpy as np
 from rlhf_ray.report.sweep_ranking import Sweep
 from rlhf_ray.report.sweep_statistics import Correlation, Mean, mean_of, rank_correlation
 from rlhf_ray.report.sweep_trials import Parameter
+from rlhf_ray.report.sweep_words import text_of
 
 _MOST = 8  # levels; a parameter with more numbers is cut into three parts
 _PARTS = 3
@@ -22,6 +23,8 @@ class Level:
 
     label: str
     mean: Mean
+    metrics: list[float]
+    """One of each seed of each configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +42,6 @@ class Effect:
 def effects(sweep: Sweep) -> list[Effect]:
     """An effect for each parameter, over the trials that finished. A seed of a configuration counts once."""
     return [_effect(sweep, parameter) for parameter in sweep.plan.parameters]
-
-
-def text_of(value: object) -> str:
-    """A value as a recipe would have it, numbers with four digits."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _effect(sweep: Sweep, parameter: Parameter) -> Effect:
@@ -70,7 +66,7 @@ def _levels(seen: Sequence[tuple[object, float]], parameter: Parameter, numeric:
         if numeric
         else sorted(groups, key=lambda k: (k not in declared, [*declared, k].index(k)))
     )
-    return [Level(text_of(json.loads(key)), mean_of(groups[key])) for key in order]
+    return [Level(text_of(json.loads(key)), mean_of(groups[key]), groups[key]) for key in order]
 
 
 def _parts(seen: Sequence[tuple[object, float]]) -> list[Level]:
@@ -84,7 +80,7 @@ def _parts(seen: Sequence[tuple[object, float]]) -> list[Level]:
         if inside.any():
             low, high = values[inside].min(), values[inside].max()
             label = text_of(float(low)) if low == high else f"{text_of(float(low))} to {text_of(float(high))}"
-            levels.append(Level(label, mean_of(metrics[inside].tolist())))
+            levels.append(Level(label, mean_of(metrics[inside].tolist()), metrics[inside].tolist()))
     return levels
 
 

@@ -50,8 +50,7 @@ class Configuration:
     @property
     def reached(self) -> float | None:
         """What the metric was when those that did not finish ended: the mean of their last values."""
-        last = [trial.curve[-1][1] if trial.curve else trial.value for trial in self._unfinished]
-        return _mean(last)
+        return _mean([trial.reached for trial in self._unfinished])
 
     @property
     def steps(self) -> list[int]:
@@ -118,9 +117,10 @@ class Sweep:
         return [configuration for configuration in self.configurations if configuration.complete]
 
     @property
-    def known(self) -> bool:
-        """Whether any trial reported the metric."""
-        return any(trial.value is not None for trial in self.trials)
+    def unreported(self) -> bool:
+        """Whether trials finished and none has reported the metric: it may be misspelt."""
+        finished = any(trial.state == "finished" for trial in self.trials)
+        return finished and all(trial.reached is None for trial in self.trials)
 
     @property
     def reported(self) -> list[str]:
@@ -161,14 +161,16 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def ranked(configurations: Sequence[Configuration], sign: int) -> list[Configuration]:
-    """In the order of `Sweep.configurations`; equal ones as they came. Of those that were stopped the ones that came
-    furthest are first, because values at different steps cannot be compared."""
+    """In the order of `Sweep.configurations`; of equal ones that with the lower KL is first. Of those that were stopped
+    the ones that came furthest are first, because values at different steps cannot be compared."""
 
-    def key(configuration: Configuration) -> tuple[bool, int, float, float]:
+    def key(configuration: Configuration) -> tuple[bool, int, float, float, float]:
         complete, mean = configuration.complete, configuration.mean
         value = configuration.reached if mean is None else mean.value
         step = 0 if complete else max(configuration.steps, default=0)
-        return not complete, _ORDER.index(configuration.state), -step, math.inf if value is None else -sign * value
+        worth = math.inf if value is None else -sign * value
+        kl = math.inf if configuration.kl is None else configuration.kl
+        return not complete, _ORDER.index(configuration.state), -step, worth, kl
 
     return sorted(configurations, key=key)
 

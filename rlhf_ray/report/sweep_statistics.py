@@ -47,9 +47,11 @@ def mean_of(values: Sequence[float]) -> Mean:
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Correlation | None:
     """Spearman's rho with a percentile interval from resampled pairs, the same at every call; None of fewer than five
     pairs, or where one of the two does not vary."""
+    if len(x) < _FEWEST:
+        return None
     one, other = np.array(x, dtype=np.float64), np.array(y, dtype=np.float64)
     rho = spearman(one, other)
-    if len(one) < _FEWEST or math.isnan(rho):
+    if math.isnan(rho):
         return None
     return Correlation(rho, bootstrap(len(one), lambda drawn: spearman(one[drawn], other[drawn]), _SEED), len(one))
 

@@ -17,6 +17,7 @@ from rlhf_ray.rundir.lines import read_lines
 State = Literal["finished", "stopped", "running", "failed"]
 Curve = list[tuple[float, float]]
 _WIDE = 20  # numbers that span more than this factor belong on a logarithmic axis
+_CLOSEST = {"reward_after": m.REWARD_MEAN, "reward_gain": m.REWARD_MEAN}  # of what is measured at the end only
 _KL = {  # the figure of a summary, the metric of a step that stands in for it, the unit
     "online": ("kl_to_reference_per_token", m.KL_PER_TOKEN, "nats per token"),
     "preference": ("heldout_kl", None, "nats per sequence"),
@@ -85,8 +86,12 @@ class Trial:
     """Of its answers, in tokens."""
     step: int | None
     """The last one in its metrics.jsonl."""
+    reached: float | None
+    """`value`, or what held-out pairs said last while it trained: what an unfinished trial has to show."""
     curve: Curve
-    """Step and metric, where it is reported while training."""
+    """Step and value of `curve_of`."""
+    curve_of: str | None
+    """The metric as metrics.jsonl has it, or what comes closest; None if nothing does."""
     reported: frozenset[str]
     """Names of all numbers in its summary and its metrics.jsonl."""
 
@@ -191,10 +196,12 @@ def _trial(
         raise ValueError(f"trial.json: state is {state}, and must be one of {', '.join(get_args(State))}")
     figure, per_step, _ = _KL.get(plan.kind, (None, None, None))
     steps = [step for record in records if (step := number(record, "step")) is not None]
-    name = step_name(plan.metric) if any(step_name(plan.metric) in record for record in records) else plan.metric
-    curve = [(number(record, "step"), number(record, name)) for record in records]
-    last, names = latest(records, plan.metric), {key for values in (summary, *records) for key in values}
-    final = number(summary, plan.metric)
+    names = {key for found in (summary, *records) for key in found}
+    known = frozenset(key for key in names if number(summary, key) is not None or latest(records, key) is not None)
+    final = _first(summary, plan.metric, records, plan.metric)
+    candidates = (plan.metric, step_name(plan.metric), _CLOSEST.get(plan.metric, plan.metric))
+    curve_of = next((name for name in candidates if latest(records, name) is not None), None)
+    curve = [] if curve_of is None else [(number(record, "step"), number(record, curve_of)) for record in records]
     return Trial(
         folder=folder,
         number=int(str(told["number"])),
@@ -202,14 +209,14 @@ def _trial(
         seed=int(str(told["seed"])),
         state=next(known for known in get_args(State) if known == state),
         error=None if error is None else str(error),
-        value=last if final is None else final,
+        value=final,
         kl=_first(summary, figure, records, per_step),
         length=_first(summary, "length_after", records, m.LENGTH_MEAN),
         step=int(steps[-1]) if steps else None,
+        reached=latest(records, step_name(plan.metric)) if final is None else final,
         curve=[(step, value) for step, value in curve if step is not None and value is not None],
-        reported=frozenset(
-            key for key in names if number(summary, key) is not None or latest(records, key) is not None
-        ),
+        curve_of=curve_of,
+        reported=known,
     )
 
 
