@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import get_args
 
 from rlhf_ray.report.facts import show
 from rlhf_ray.report.sweep_advice import Recommendation, recommended
 from rlhf_ray.report.sweep_effects import effects
 from rlhf_ray.report.sweep_ranking import Configuration, Sweep, read_sweep
-from rlhf_ray.report.sweep_trials import Trial
+from rlhf_ray.report.sweep_trials import State, Trial
 from rlhf_ray.report.sweep_words import mean_text, places, text_of
 from rlhf_ray.rundir.lines import finite
 
@@ -87,6 +88,7 @@ def _facts(configuration: Configuration, on_front: bool) -> dict[str, object]:
     return {
         "values": configuration.values,
         "state": configuration.state,
+        "states": {state: configuration.count(state) for state in get_args(State)},
         "complete": configuration.complete,
         "mean": None if mean is None else asdict(mean),
         "by_seed": configuration.by_seed,
