@@ -11,8 +11,9 @@ from rlhf_ray.report.sweep_effects import Effect, effects
 from rlhf_ray.report.sweep_ranking import Configuration, Sweep
 from rlhf_ray.report.sweep_statistics import Mean
 from rlhf_ray.report.sweep_trials import Plan
-from rlhf_ray.report.sweep_words import four_digits, in_words, mean_text
+from rlhf_ray.report.sweep_words import digits, in_words, mean_text, short
 
+_NUMBERED = 12  # points; of more, only those on the front have numbers
 _SIZE, _SMALLEST, _LARGEST = 12.0, 9.0, 26.0  # pixels across a point
 
 
@@ -58,7 +59,7 @@ def front_picture(sweep: Sweep) -> Picture | None:
             "x": one.kl,
             "y": None if one.mean is None else one.mean.value,
             "front": one in front,
-            "rank": str(sweep.complete.index(one) + 1),
+            "rank": str(sweep.complete.index(one) + 1) if one in front or len(rated) <= _NUMBERED else "",
             "size": size,
             "text": _point_text(one, plan),
         }
@@ -69,7 +70,7 @@ def front_picture(sweep: Sweep) -> Picture | None:
         f"everything and has a better {plan.metric}{', a lower KL or shorter answers' if sized else ' or a lower KL'}."
     )
     if sized:
-        ends = f"{four_digits(min(lengths))} to {four_digits(max(lengths))} tokens"
+        ends = f"{digits(min(lengths))} to {digits(max(lengths))} tokens"
         note += f" The larger a point, the longer its answers: {ends}."
     words = "; ".join(_point_words(one, plan) for one in front)
     axes = {"x": f"KL to the reference, {plan.kl_unit}", "y": plain(plan.metric)}
@@ -92,7 +93,7 @@ def _effect_picture(name: str, effect: Effect, sweep: Sweep, limits: tuple[float
         low, high = (show(end) for end in found.ci95)
         note += f"Spearman's rho {show(found.rho)} (95% interval {low} to {high}) over {found.count} configurations."
     data = {
-        "labels": [plain(level.label) for level in levels],
+        "labels": [_tick(level.label, effect.in_parts) for level in levels],
         "means": [level.mean.value for level in levels],
         "ends": [level.mean.ci95 for level in levels],
         "texts": [plain(f"{level.label}: {mean_text(level.mean)}, {level.mean.count} trials") for level in levels],
@@ -107,6 +108,11 @@ def _effect_picture(name: str, effect: Effect, sweep: Sweep, limits: tuple[float
     )
 
 
+def _tick(label: str, in_parts: bool) -> str:
+    """The ends of a part below each other."""
+    return "<br>to ".join(label.split(" to ")) if in_parts else plain(short(label))
+
+
 def _limits(means: Sequence[Mean], found: Sequence[Effect]) -> tuple[float, float]:
     """Of the trials' values, with room for intervals: those over two seeds can be a hundred times as wide."""
     values = [value for effect in found for level in effect.levels for value in level.metrics]
@@ -115,7 +121,7 @@ def _limits(means: Sequence[Mean], found: Sequence[Effect]) -> tuple[float, floa
     low, high = min(values), max(values)
     room = 0.5 * (high - low) or 0.1 * abs(high) or 0.1
     ends = [end for mean in means if mean.ci95 for end in mean.ci95] or values
-    margin = 0.05 * room
+    margin = 0.1 * room
     return max(low - room, min(low, *ends)) - margin, min(high + room, max(high, *ends)) + margin
 
 
@@ -128,15 +134,15 @@ def _sizes(lengths: Sequence[float]) -> list[float]:
 
 def _point_text(one: Configuration, plan: Plan) -> str:
     lines = [f"{plan.metric} {mean_text(one.mean)}"] if one.mean else []
-    lines += [f"KL {four_digits(one.kl)} {plan.kl_unit}"] if one.kl is not None else []
-    lines += [f"length {four_digits(one.length)} tokens"] if one.length is not None else []
+    lines += [f"KL {digits(one.kl)} {plan.kl_unit}"] if one.kl is not None else []
+    lines += [f"length {digits(one.length)} tokens"] if one.length is not None else []
     return hover(one.values, *lines)
 
 
 def _point_words(one: Configuration, plan: Plan) -> str:
     mean, kl = (
-        ("" if one.mean is None else four_digits(one.mean.value)),
-        ("" if one.kl is None else four_digits(one.kl)),
+        ("" if one.mean is None else digits(one.mean.value)),
+        ("" if one.kl is None else digits(one.kl)),
     )
-    length = "" if one.length is None else f", length {four_digits(one.length)}"
+    length = "" if one.length is None else f", length {digits(one.length)}"
     return f"{in_words(one.values)} with {plan.metric} {mean}, KL {kl}{length}"

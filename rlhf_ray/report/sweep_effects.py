@@ -79,7 +79,7 @@ def _parts(seen: Sequence[tuple[object, float]]) -> list[Level]:
         inside = part_of == part
         if inside.any():
             low, high = values[inside].min(), values[inside].max()
-            label = text_of(float(low)) if low == high else f"{text_of(float(low))} to {text_of(float(high))}"
+            label = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
             levels.append(Level(label, mean_of(metrics[inside].tolist()), metrics[inside].tolist()))
     return levels
 

@@ -15,12 +15,11 @@ from rlhf_ray.report.facts import number
 from rlhf_ray.report.sweep_charts import Picture, good_side, hover, plain
 from rlhf_ray.report.sweep_ranking import Sweep
 from rlhf_ray.report.sweep_trials import Parameter, Trial
-from rlhf_ray.report.sweep_words import four_digits, in_words, text_of
+from rlhf_ray.report.sweep_words import digits, in_words, short, text_of
 
 _TICKS = 5
 _MOST_TICKS = 8
 _APART = 0.06  # of an axis; closer ticks would cover each other
-_LONGEST = 18  # characters of a tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +80,11 @@ def numeric_axis(
 
     even = [low + (high - low) * i / (_TICKS - 1) for i in range(_TICKS)] if high > low else [low]
     marks = list(ticks) or [math.exp(mark) if logarithmic else mark for mark in even]
+    many = 4 if ticks else 3  # even distances give odd numbers
     shown: list[tuple[float, str]] = []
     for mark in sorted(marks):
         if not shown or place(mark) - shown[-1][0] >= _APART:
-            shown.append((place(mark), plain(four_digits(mark))))
+            shown.append((place(mark), plain(digits(mark, many))))
     return Axis(plain(name), [None if value is None else place(value) for value in values], shown)
 
 
@@ -106,18 +106,14 @@ def _categories(parameter: Parameter, trials: Sequence[Trial]) -> Axis:
     declared = [json.dumps(value, sort_keys=True) for value in parameter.values]
     order = list(dict.fromkeys([*(key for key in declared if key in keys), *keys]))
     place = {key: (i + 0.5) / len(order) for i, key in enumerate(order)}
-    ticks = [(place[key], plain(_short(text_of(json.loads(key))))) for key in order]
+    ticks = [(place[key], plain(short(text_of(json.loads(key))))) for key in order]
     return Axis(plain(parameter.name), [place[key] for key in keys], ticks)
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "\u2026"
-
-
 def _text(trial: Trial, metric: str) -> str:
-    value = "not known" if trial.value is None else four_digits(trial.value)
+    value = "not known" if trial.value is None else digits(trial.value)
     return hover(trial.values, f"{metric} {value}", f"trial {trial.number}, seed {trial.seed}, {trial.state}")
 
 
 def _words(trial: Trial, metric: str) -> str:
-    return f"{in_words(trial.values)}, {metric} {four_digits(trial.value or 0.0)}"
+    return f"{in_words(trial.values)}, {metric} {digits(trial.value or 0.0)}"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from rlhf_ray.report.facts import show
 from rlhf_ray.report.sweep_statistics import Mean
 
+_LONGEST = 18  # characters of a place on an axis
 _DIGITS = 3  # of the largest figure; the others have as many places
 
 
@@ -24,9 +25,14 @@ def in_words(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name} = {text_of(value)}" for name, value in values.items())
 
 
-def four_digits(value: float) -> str:
-    """With a true minus sign."""
-    return f"{value:.4g}".replace("-", "\u2212")
+def short(text: str) -> str:
+    """Short enough for a place on an axis."""
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "\u2026"
+
+
+def digits(value: float, count: int = 4) -> str:
+    """So many digits at most, with a true minus sign."""
+    return f"{value:.{count}g}".replace("-", "\u2212")
 
 
 def signed(value: float) -> str:
@@ -40,8 +46,8 @@ def places(values: Sequence[float | None]) -> int:
     return min(6, max(0, _DIGITS - 1 - math.floor(math.log10(largest)))) if largest > 0 else 0
 
 
-def mean_text(mean: Mean, digits: int | None = None) -> str:
-    """`0.912 (0.893 to 0.931)`; without `digits` behind the point, as many as give the mean three."""
-    digits = places([mean.value]) if digits is None else digits
-    value = show(mean.value, digits)
-    return value if mean.ci95 is None else f"{value} ({show(mean.ci95[0], digits)} to {show(mean.ci95[1], digits)})"
+def mean_text(mean: Mean, behind: int | None = None) -> str:
+    """`0.912 (0.893 to 0.931)`; without `behind`, with as many places as give the mean three digits."""
+    behind = places([mean.value]) if behind is None else behind
+    value = show(mean.value, behind)
+    return value if mean.ci95 is None else f"{value} ({show(mean.ci95[0], behind)} to {show(mean.ci95[1], behind)})"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep_folders import add_seeds, add_trial, online_folder, sweep_folder
 
@@ -40,6 +40,7 @@ def test_configurations_are_ranked_by_their_means(tmp_path: Path) -> None:
         assert best.mean.ci95 == pytest.approx((0.8 - 12.7062 * 0.1, 0.8 + 12.7062 * 0.1), abs=1e-4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["complete", "stopped", "failed"]), st.integers(1, 4), st.integers(0, 9))))
 def test_the_ranking_is_that_of_pairs(
     tmp_path_factory: pytest.TempPathFactory, told: list[tuple[str, int, int]]

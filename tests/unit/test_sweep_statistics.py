@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sweep_folders import add_trial, sweep_folder
@@ -33,6 +33,7 @@ Points = st.integers(1, 3).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(Points)
 def test_the_front_is_what_nothing_beats(points: list[list[int]]) -> None:
     def beaten(one: list[int]) -> bool:
@@ -42,6 +43,7 @@ def test_the_front_is_what_nothing_beats(points: list[list[int]]) -> None:
     assert pareto_front(np.array(points, dtype=np.float64)).tolist() == [not beaten(one) for one in points]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=12))
 def test_ranks_correlate_as_scipy_says(pairs: list[tuple[int, int]]) -> None:
     x, y = (np.array(side, dtype=np.float64) for side in zip(*pairs, strict=True))
