@@ -148,7 +148,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> list[str]:
         kind, context = item["type"], item.get("ctx", {})
         key, got = ".".join(map(str, path)), f" (got {_short(item['input'])})"
         if kind == "extra_forbidden":
-            lines.append(f"{key}: unknown key; {_nearest(str(path[-1]), known)}")
+            lines.append(f"{key}: unknown key; {nearest(str(path[-1]), known)}")
         elif kind == "missing":
             lines.append(f"{key}: is required and missing")
         elif kind == "value_error":
@@ -203,7 +203,8 @@ def _tag(model: type[BaseModel]) -> object:
     return values[0] if values else None
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
+def nearest(key: str, known: Iterable[str]) -> str:
+    """The one of `known` that `key` may have meant, as a question; or all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"

@@ -144,6 +144,27 @@ def submit(
     submit_command(config, overrides or [], where, wait=not no_wait, as_json=json_)
 
 
+@app.command(epilog="Example: rlhf-ray render ppo_8gpu.yaml --kind job --storage training-data > rayjob.yaml")
+def render(
+    config: Annotated[str, typer.Argument(help="A YAML file or a bundled recipe; for a service, its config.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values laid over it.")] = None,
+    kind: Annotated[Kind, typer.Option(help="A run, a cluster of its size, or a service.")] = "job",
+    name: Annotated[str | None, typer.Option(help="Of the resource; the config's name if not given.")] = None,
+    image: Annotated[str | None, typer.Option(help="Of all pods; the one of deploy/Dockerfile if not given.")] = None,
+    storage: Annotated[str, typer.Option(help="The persistent volume claim that holds runs and data.")] = "rlhf-ray",
+    nodes: Annotated[int, typer.Option(min=1, help="Worker pods to share the run out over.")] = 1,
+    token_auth: Annotated[bool, typer.Option(help="Ask for a token (KubeRay 1.5.1 and newer).")] = True,
+    fields: Annotated[
+        list[str] | None, typer.Option("--set", metavar="spec.a.b=c", help="A field of the manifest; may be repeated.")
+    ] = None,
+    crds: Annotated[Path | None, typer.Option(help="KubeRay's CRDs to check against: a folder or a file.")] = None,
+) -> None:
+    """Print manifests for KubeRay, sized from CONFIG: for `kubectl apply -f -`."""
+    from rlhf_ray.cli.render import Wanted, render_command
+
+    render_command(config, overrides or [], Wanted(kind, name, image, storage, nodes, token_auth, fields or [], crds))
+
+
 @app.command(epilog="Example: rlhf-ray doctor")
 def doctor(json_: Json = False) -> None:
     """Check this machine: versions, memory, disk, GPU, models; each line says OK or the fix."""

@@ -31,7 +31,7 @@ _STARTING = "No available agent"
 _AUTH = "RAY_AUTH_MODE"
 _TOKENS = "RAY_AUTH_TOKEN, the file in RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"
 _SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|KEY)S?$", re.IGNORECASE)
-_SETTINGS = {
+JOB_SETTINGS = {
     "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S),
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # what the run sets for its actors wins, where both set a variable
 }
@@ -95,7 +95,7 @@ class Jobs:
         self._client.submit_job(
             entrypoint=job.entrypoint,
             submission_id=name,
-            runtime_env={"working_dir": str(job.working_dir), "env_vars": {**_SETTINGS, **job.env}},
+            runtime_env={"working_dir": str(job.working_dir), "env_vars": {**JOB_SETTINGS, **job.env}},
             metadata={"run_dir": str(job.run_dir)},
         )
 

@@ -79,15 +79,16 @@ def _alive() -> set[str]:
 def _lost(nodes: set[str]) -> str | None:
     """What of this try was lost: those of `nodes` that are dead, and actors that died; None if nothing was."""
     deadline = time.monotonic() + _NOTICED_S
-    while not (dead := [f"node {node[:8]}" for node in sorted(nodes - _alive())] + _lost_actors()):
+    while not (nodes - _alive() or _lost_actors()):
         if time.monotonic() > deadline:
             return None
         time.sleep(_POLL_S)
-    return ", ".join(dead)
+    time.sleep(_POLL_S)  # the actors of a node are written off one by one
+    return ", ".join([f"node {node[:8]}" for node in sorted(nodes - _alive())] + _lost_actors())
 
 
 def _lost_actors() -> list[str]:
-    """Names of this driver's actors that died, but for those that Ray Train has in its care."""
+    """This driver's actors that died, but for Ray Train's own, which have no names, and its workers."""
     import ray
     from ray.util.state import list_actors
     from ray.util.state.exception import RayStateApiException
@@ -102,8 +103,8 @@ def _lost_actors() -> list[str]:
     except RayStateApiException:  # the dashboard is away, and perhaps the head with it
         return []
     reasons = [(actor, (actor.death_cause or {}).get("actor_died_error_context", {}).get("reason")) for actor in dead]
-    lost = [actor for actor, reason in reasons if reason in _LOSSES and actor.class_name != _REBUILT]
-    return sorted(f"actor {actor.name or actor.class_name}" for actor in lost)
+    lost = [actor for actor, reason in reasons if reason in _LOSSES and actor.name and actor.class_name != _REBUILT]
+    return sorted(f"actor {actor.name}" for actor in lost)
 
 
 def _await_room(config: AnyConfig) -> None:

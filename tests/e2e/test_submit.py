@@ -1,0 +1,200 @@
+"""`rlhf-ray submit` on a cluster of three nodes with tokens: clients that go, jobs that stop, nodes that die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rlhf_ray.config_file import dump_config
+from rlhf_ray.models.tiny import tiny_model
+from rlhf_ray.rundir.commit import latest_commit
+from rlhf_ray.rundir.rollout_table import read_rollouts
+from tests.builders import run_config
+from tests.local_cluster import TOKEN, LocalCluster, local_cluster, token_environment
+
+ROOT = Path(__file__).parents[2]
+STEPS, EVERY, PROMPTS, A_STEP = 14, 4, 24, 4
+PATIENCE_S = 300
+REWARD = "def vowels(prompt, response, reference):\n    return sum(c in 'aeiou' for c in response) / 10\n"
+
+
+@dataclass(frozen=True)
+class World:
+    """A cluster, and a working directory with a run in it."""
+
+    cluster: LocalCluster
+    folder: Path
+
+    def command(self, run: str, *words: str) -> list[str]:
+        """`rlhf-ray submit` of the run under the name `run`."""
+        where = ["--address", self.cluster.dashboard, "--run-dir", str(self.folder / run)]
+        return [sys.executable, "-m", "rlhf_ray.cli.main", "submit", "run.yaml", f"name={run}", *where, *words]
+
+    def submit(self, run: str, *words: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
+        """The same to its end."""
+        return subprocess.run(
+            self.command(run, *words),
+            cwd=self.folder / "work",
+            env=self._environment(token),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    def start(self, run: str) -> subprocess.Popen[str]:
+        """The same in the background; its output is in RUN.log."""
+        with (self.folder / f"{run}.log").open("w") as log:
+            return subprocess.Popen(
+                self.command(run), cwd=self.folder / "work", env=self._environment(), stdout=log, stderr=log, text=True
+            )
+
+    def _environment(self, token: str | None = TOKEN) -> dict[str, str]:
+        """Without the token of whoever runs the tests; the package is found from the working directory too."""
+        return token_environment(token) | {"HOME": str(self.folder), "PYTHONPATH": str(ROOT)}
+
+    def lines(self, run: str, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """The lines of a file of a run, so far."""
+        file = self.folder / run / name
+        return (
+            [json.loads(line) for line in file.read_text().splitlines(True) if line.endswith("\n")]
+            if file.exists()
+            else []
+        )
+
+    def prompts(self, run: str) -> list[list[str]]:
+        """The ids of the prompts of each step."""
+        tables = sorted((self.folder / run / "rollouts").glob("step-*.parquet"))
+        return [sorted(str(row["prompt_id"]) for row in read_rollouts(table)) for table in tables]
+
+    def node_of(self, actor: str) -> str:
+        """The node on which `actor` lives."""
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        url = f"{self.cluster.dashboard}/api/v0/actors?limit=1000&detail=1"
+        found = httpx.get(url, headers=headers, timeout=60).json()["data"]["result"]["result"]
+        (node,) = {one["node_id"] for one in found if one["name"] == actor and one["state"] == "ALIVE"}
+        return str(node)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("submit")
+    (folder / "work").mkdir()
+    (folder / "work" / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(PROMPTS))
+    )
+    (folder / "work" / "vowels.py").write_text(REWARD)
+    config = run_config(
+        tiny_model(folder / "tiny"),
+        "prompts.jsonl",
+        reward={"sources": [{"type": "function", "path": "vowels:vowels"}]},
+        train={"num_steps": STEPS, "prompts_per_step": A_STEP, "checkpoint_every": EVERY},
+    )
+    (folder / "work" / "run.yaml").write_text(dump_config(config))
+    with local_cluster([1, 6, 6], folder / "ray") as cluster:
+        yield World(cluster, folder)
+
+
+def _until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A run whose first client was killed, and the client that came after."""
+
+    second: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def plain(world: World) -> Plain:
+    client = world.start("plain")
+    _until(lambda: "Running entrypoint" in (world.folder / "plain.log").read_text())
+    client.kill()
+    client.wait(10)
+    return Plain(world.submit("plain"))
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """A run that was stopped with Ctrl-C, submitted again, and lost a node."""
+
+    stopped: int
+    said: str
+    committed: list[int]
+    """The newest commit, and the last step of the metrics, after the stop."""
+    last: int
+
+
+@pytest.fixture(scope="module")
+def disturbed(world: World) -> Disturbed:
+    client = world.start("disturbed")
+    _until(lambda: len(world.lines("disturbed")) > EVERY)
+    client.send_signal(signal.SIGINT)
+    stopped = client.wait(PATIENCE_S)
+    said = (world.folder / "disturbed.log").read_text()
+    commit = latest_commit(world.folder / "disturbed" / "checkpoints")
+    committed = [commit.meta["step"] if commit else 0, len(world.lines("disturbed"))]
+    again = world.start("disturbed")
+    _until(lambda: len(world.lines("disturbed")) > committed[1] + 1)
+    os.kill(world.cluster.raylets[world.node_of("rollout-0:disturbed")], signal.SIGKILL)
+    return Disturbed(stopped, said, committed, again.wait(PATIENCE_S))
+
+
+def test_a_job_outlives_the_machine_that_submitted_it(world: World, plain: Plain) -> None:
+    """The same command again follows the job, from the beginning of its log to its end."""
+    assert plain.second.returncode == 0, plain.second.stdout + plain.second.stderr
+    assert "job plain is running already" in plain.second.stderr
+    assert all(f"step {step}/{STEPS}" in plain.second.stdout for step in range(1, STEPS + 1))
+    assert json.loads((world.folder / "plain" / "summary.json").read_text())["finished"]
+    assert len(world.lines("plain")) == STEPS
+
+
+def test_a_stopped_job_has_committed_its_last_step(world: World, disturbed: Disturbed) -> None:
+    assert disturbed.stopped == 130
+    step, last = disturbed.committed
+    assert EVERY < step == last < STEPS, "the commit was made because of the stop, and no step is lost"
+    assert "stopping the job: its step ends and commits first" in disturbed.said
+
+
+def test_a_run_goes_on_after_the_loss_of_a_node(world: World, disturbed: Disturbed) -> None:
+    assert disturbed.last == 0, (world.folder / "disturbed.log").read_text()[-4000:]
+    events = world.lines("disturbed", "events.jsonl")
+    (lost,) = [event["sentence"] for event in events if event["kind"] == "restart"]
+    assert lost.startswith("Lost node ") and "rollout-0:disturbed" in lost and "retry 1 of at most 3" in lost
+    resumed = [event["sentence"] for event in events if event["kind"] == "resume"]
+    assert len(resumed) == 2 and resumed[0] == f"Continuing after step {disturbed.committed[0]}."
+    assert "job disturbed-2 is submitted" in (world.folder / "disturbed.log").read_text()
+    assert [line["step"] for line in world.lines("disturbed")] == list(range(1, STEPS + 1))
+
+
+def test_no_prompt_is_lost_and_none_is_used_twice(world: World, plain: Plain, disturbed: Disturbed) -> None:
+    """Stop, resume, loss and recovery do not change which prompts a step takes."""
+    undisturbed = world.prompts("plain")
+    assert world.prompts("disturbed") == undisturbed and len(undisturbed) == STEPS
+    epoch = [prompt for step in undisturbed[: PROMPTS // A_STEP] for prompt in set(step)]
+    assert len(epoch) == len(set(epoch)) == PROMPTS
+
+
+@pytest.mark.parametrize(
+    ("token", "said"), [("wrong", "refuses the token"), (None, "asks for a token, and there is none")]
+)
+def test_a_wrong_or_missing_token(world: World, token: str | None, said: str) -> None:
+    refused = world.submit("refused", token=token)
+    assert refused.returncode == 2 and said in refused.stderr and "RAY_AUTH_TOKEN" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert not (world.folder / "refused").exists()
