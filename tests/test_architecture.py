@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rlhf_ray"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md")]
-DOCUMENTS += [ROOT / "docs" / name for name in ("preferences.md", "compare.md", "conformance.md", "serving.md")]
+DOCUMENTS += [ROOT / "docs" / f"{name}.md" for name in ("preferences", "compare", "conformance", "serving", "cluster")]
 DOCUMENTS += [ROOT / folder / "README.md" for folder in ("benchmarks", "deploy", "tune_configs")]
 # What runs code that it was given as data. `torch.load` unpickles; yaml's safe loader is a class handed to `yaml.load`.
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -141,7 +141,9 @@ def test_the_readme_has_commands() -> None:
     assert any(line.startswith("make demo") for line in _commands_of_readme())
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "doctor", "compare", "report", "data check", "data make"])
+@pytest.mark.parametrize(
+    "verb", ["demo", "train", "submit", "render", "doctor", "compare", "report", "data check", "data make"]
+)
 def test_every_verb_has_help_with_an_example(verb: str) -> None:
     shown = CliRunner().invoke(app, [*verb.split(), "--help"])
     assert shown.exit_code == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from tests.builders import run_config
 from tests.local_cluster import TOKEN, LocalCluster, local_cluster, token_environment
 
 ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "cluster.md"
 STEPS, EVERY, PROMPTS, A_STEP = 14, 4, 24, 4
 PATIENCE_S = 300
 REWARD = "def vowels(prompt, response, reference):\n    return sum(c in 'aeiou' for c in response) / 10\n"
@@ -37,9 +40,12 @@ class World:
     folder: Path
 
     def command(self, run: str, *words: str) -> list[str]:
-        """`rlhf-ray submit` of the run under the name `run`."""
-        where = ["--address", self.cluster.dashboard, "--run-dir", str(self.folder / run)]
-        return [sys.executable, "-m", "rlhf_ray.cli.main", "submit", "run.yaml", f"name={run}", *where, *words]
+        """The command of the guide, for the run `run` on this cluster."""
+        (line,) = re.findall(r"^rlhf-ray (submit .*)$", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
+        places = {"http://127.0.0.1:8265": self.cluster.dashboard, "/shared/runs/first": str(self.folder / run)}
+        guided = [places.pop(word, word) for word in shlex.split(line)]
+        assert not places
+        return [sys.executable, "-m", "rlhf_ray.cli.main", *guided, f"name={run}", *words]
 
     def submit(self, run: str, *words: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
         """The same to its end."""

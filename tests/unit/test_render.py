@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,17 @@ def test_fields_that_it_does_know(capsys: pytest.CaptureFixture[str]) -> None:
     assert job["metadata"]["labels"] == {"team": "rlhf"}
     worker = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     assert worker["containers"][0]["envFrom"] == [{"secretRef": {"name": "hf"}}]
+
+
+GUIDE = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", re.findall(r"^rlhf-ray (render .*)$", GUIDE, re.MULTILINE))
+def test_the_commands_of_the_guide(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(line.partition(" > ")[0])
+    crds = ["--crds", str(CRDS)] if CRDS.is_dir() else []
+    assert main([*words, *crds]) == 0
+    assert capsys.readouterr().out
 
 
 def test_without_crds_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
