@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -44,6 +45,10 @@ def submit_command(path: str, overrides: Sequence[str], where: Where, *, wait: b
     name, new = jobs.submit(job)
     console.print(f"job {name} {'is submitted' if new else 'is running already'}; its run directory: {where.run_dir}")
     console.print(f"it runs without this machine; its log: `ray job logs --follow {name} --address {jobs.address}`")
+    if not jobs.secured:
+        console.print(
+            "this cluster asks for no token: whoever reaches its dashboard can run anything (docs/cluster.md)"
+        )
     status = "SUBMITTED"
     if wait:
         status = _outcome(name, _followed(jobs, name, sys.stderr if as_json else sys.stdout, console), where.run_dir)
@@ -75,7 +80,7 @@ def _path_there(path: str, working_dir: Path) -> str:
 
 
 def _followed(jobs: Jobs, name: str, out: TextIO, console: Console) -> Ended:
-    log = LogTail(out.write)
+    log = LogTail(partial(print, end="", file=out, flush=True))
     try:
         return jobs.follow(name, log)
     except KeyboardInterrupt:

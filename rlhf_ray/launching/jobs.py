@@ -60,9 +60,9 @@ class Ended:
 class Jobs:
     """The Jobs service of one cluster."""
 
-    def __init__(self, client: JobSubmissionClient) -> None:
-        """Use `connect`."""
-        self._client = client
+    def __init__(self, client: JobSubmissionClient, secured: bool) -> None:
+        """Use `connect`. `secured` says whether the cluster asks for a token."""
+        self._client, self.secured = client, secured
         self.address = client.get_address()
 
     def submit(self, job: Job) -> tuple[str, bool]:
@@ -100,8 +100,14 @@ class Jobs:
         )
 
     def stop(self, job: str) -> None:
-        """Asks `job` to end: its command gets a SIGTERM, and is killed if it has not ended after `STOP_WAIT_S`."""
-        self._client.stop_job(job)
+        """Asks `job` to end: its command gets a SIGTERM, and is killed if it has not ended after `STOP_WAIT_S`.
+
+        `RunError` if the cluster does not take it.
+        """
+        try:
+            self._client.stop_job(job)
+        except (RuntimeError, OSError) as error:
+            raise RunError(f"{self.address} did not take the stop, so job {job} goes on: {error}") from error
 
     def follow(self, job: str, log: LogTail) -> Ended:
         """Hands on the log of `job` until it is over, through lost connections. `RunError` if the cluster is lost."""
@@ -170,7 +176,7 @@ def connect(address: str) -> Jobs:
     theirs, ours = client._server_ray_version, metadata.version("ray")
     if theirs != ours:
         raise UserError(f"{url} runs Ray {theirs}, but this is Ray {ours}: install the same version on both sides")
-    return Jobs(client)
+    return Jobs(client, secured)
 
 
 def _asks_for_a_token(url: str) -> bool:

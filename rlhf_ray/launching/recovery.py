@@ -52,9 +52,12 @@ def persist(launch: Launch, config: AnyConfig, run_dir: Path, resume: bool, max_
                 lost = _lost(nodes)
                 if lost is None:
                     raise
+                reason = f"{error}".partition("\n")[0].rstrip(".:")
         failures += 1
         resume = (run_dir / "config.yaml").is_file()
-        sentence = f"Lost {lost}. The run goes on at its newest commit: retry {failures} of at most {max_failures}."
+        sentence = (
+            f"Lost {lost}: {reason}. The run goes on at its newest commit: retry {failures} of at most {max_failures}."
+        )
         _say(sentence)
         if resume:
             append_line(run_dir / "events.jsonl", {"time": time.time(), "kind": "restart", "sentence": sentence})

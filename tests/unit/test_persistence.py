@@ -49,7 +49,7 @@ def test_a_loss_costs_a_retry_and_leaves_its_reason(config: RunConfig, tmp_path:
     events = [json.loads(line) for line in (runs.folder / "events.jsonl").read_text().splitlines()]
     assert [event["kind"] for event in events] == ["restart", "restart"]
     assert events[1]["sentence"] == (
-        "Lost actor rollout-0:run. The run goes on at its newest commit: retry 2 of at most 2."
+        "Lost actor rollout-0:run: again. The run goes on at its newest commit: retry 2 of at most 2."
     )
 
 
@@ -86,7 +86,7 @@ def test_a_node_may_be_missed_a_little_later(
     monkeypatch.setattr(recovery, "_lost_actors", list)
     runs = Runs(tmp_path / "run", RunError("policy: connection reset by peer"))
     persist(runs, config, runs.folder, False, 1)
-    assert "Lost node b." in (runs.folder / "events.jsonl").read_text()
+    assert "Lost node b: policy: connection reset by peer. The run" in (runs.folder / "events.jsonl").read_text()
 
 
 def test_each_try_has_its_own_connection(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

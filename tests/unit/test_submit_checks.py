@@ -221,7 +221,7 @@ def test_ids_of_jobs_follow_the_name() -> None:
     client: Any = _Client(
         {"a": (done, "run it"), "a-2": (done, "run it"), "ab": (running, "other"), "a-b": (running, "o")}
     )
-    assert Jobs(client).submit(_job()) == ("a-3", True)
+    assert Jobs(client, True).submit(_job()) == ("a-3", True)
     assert client.submitted["runtime_env"]["env_vars"]["MINE"] == "1"
     wait = int(client.submitted["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"])
     assert wait >= 1800, "a step may take as long as train.deadline_s, and commits after it"
@@ -229,18 +229,18 @@ def test_ids_of_jobs_follow_the_name() -> None:
 
 def test_a_job_that_is_running_is_followed_or_in_the_way() -> None:
     client: Any = _Client({"a": (JobStatus.FAILED, "run it"), "a-2": (JobStatus.RUNNING, "run it")})
-    assert Jobs(client).submit(_job()) == ("a-2", False) and not client.submitted
+    assert Jobs(client, True).submit(_job()) == ("a-2", False) and not client.submitted
     with pytest.raises(UserError, match="job a-2 is running another command"):
-        Jobs(client).submit(_job(entrypoint="run it otherwise"))
+        Jobs(client, True).submit(_job(entrypoint="run it otherwise"))
 
 
 def test_a_head_that_is_still_starting_is_asked_again() -> None:
     client: Any = _Client({})
     client.refuse = ["No available agent to submit job"] * (jobs._TRIES - 1)
-    assert Jobs(client).submit(_job()) == ("a", True)
+    assert Jobs(client, True).submit(_job()) == ("a", True)
     client.refuse = ["anything else"]
     with pytest.raises(RunError, match="did not take the job: anything else"):
-        Jobs(client).submit(_job())
+        Jobs(client, True).submit(_job())
 
 
 def test_a_log_is_shown_once_however_often_it_is_read() -> None:
