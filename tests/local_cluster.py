@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,8 +36,12 @@ def token_environment(token: str | None = TOKEN) -> dict[str, str]:
 
 
 @contextmanager
-def local_cluster(cpus: list[int], folder: Path) -> Iterator[LocalCluster]:
-    """A head with `cpus[0]` logical CPUs and a worker node for each further number; its sessions are in `folder`."""
+def local_cluster(cpus: list[int]) -> Iterator[LocalCluster]:
+    """A head with `cpus[0]` logical CPUs and a worker node for each further number.
+
+    Its files are in a folder of a short name: paths of sockets have at most 107 characters.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
     command = [sys.executable, "-m", "tests.local_cluster", str(folder), *map(str, cpus)]
     root = Path(__file__).parents[1]
     process = subprocess.Popen(
@@ -49,6 +55,7 @@ def local_cluster(cpus: list[int], folder: Path) -> Iterator[LocalCluster]:
     finally:
         process.stdin.close()
         process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run(folder: str, cpus: list[int]) -> None:

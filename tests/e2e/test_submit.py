@@ -108,7 +108,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         train={"num_steps": STEPS, "prompts_per_step": A_STEP, "checkpoint_every": EVERY},
     )
     (folder / "work" / "run.yaml").write_text(dump_config(config))
-    with local_cluster([1, 6, 6], folder / "ray") as cluster:
+    with local_cluster([1, 6, 6]) as cluster:
         yield World(cluster, folder)
 
 
