@@ -20,7 +20,7 @@ from rlhf_ray.errors import RunError, UserError
 from rlhf_ray.evaluation.memory import PeakMemory
 from rlhf_ray.machine import cpu_cores
 from rlhf_ray.models.folder import resolve_model
-from rlhf_ray.offline.launch import STOP_FILE, create_run, encode, follow, start
+from rlhf_ray.offline.launch import STOP_FILE, Running, TaskRun, create_run, encode, follow
 from rlhf_ray.report.page import write_report
 from rlhf_ray.report.progress import TITLES, ProgressView
 from rlhf_ray.resources import feasible, requests
@@ -130,9 +130,10 @@ def run_offline(
     command: str,
     tell: Callable[[list[dict[str, object]]], None],
     data: Path | None = None,
+    start: Callable[[AnyOfflineConfig, Path, Path], Running] = TaskRun,
 ) -> dict[str, Any]:
     """Runs `config` on the Ray cluster that is connected, tells what is new every second, and returns the figures of
-    the summary. `data` is a folder of token ids that the run shares with others.
+    the summary. `data` is a folder of token ids that the run shares with others, `start` says where its ranks are.
     """
     folder = resolve_model(config.model.path)
     if not resume:
@@ -140,17 +141,18 @@ def run_offline(
     with alone_in(run_dir):
         if resume:
             accept_changes(run_dir, config)
-        figures = _watch_offline(config, folder, run_dir, tell)
+        figures = _watch_offline(config, folder, run_dir, tell, start)
     return {"kind": config.kind, **figures, "report": str(run_dir / "report.html"), "command": command}
 
 
 def _watch_offline(
-    config: AnyOfflineConfig, folder: Path, run_dir: Path, tell: Callable[[list[dict[str, object]]], None]
+    config: AnyOfflineConfig,
+    folder: Path,
+    run_dir: Path,
+    tell: Callable[[list[dict[str, object]]], None],
+    start: Callable[[AnyOfflineConfig, Path, Path], Running],
 ) -> dict[str, Any]:
     """Follows the run until it is over; an interrupt asks it to end and commit after its step."""
-    import ray
-    from ray.exceptions import RayTaskError
-
     (run_dir / STOP_FILE).unlink(missing_ok=True)
     began = time.monotonic()
     tell([{"type": "phase", "phase": "reading the data", "time": time.time()}])
@@ -161,7 +163,6 @@ def _watch_offline(
     try:
         for news in follow(running, run_dir, config.train.deadline_s):
             tell(news)
-        figures: dict[str, Any] = ray.get(running)
     except KeyboardInterrupt:
         print("stopping: this step ends and commits first; interrupt again to stop at once", flush=True)
         (run_dir / STOP_FILE).touch()
@@ -169,12 +170,9 @@ def _watch_offline(
             tell(news)
         raise
     except SystemExit:  # a sweep ends this run early
-        ray.cancel(running, force=True)
+        running.cancel()
         raise
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError | RunError):
-            raise error.cause from None
-        raise RunError(f"{error.cause}") from error
+    figures = running.result()
     seconds = {"encode": encoded - began, "train": figures.pop("seconds_training")}
     return {**counts, **figures, "seconds_by_phase": seconds}
 
@@ -214,6 +212,7 @@ def _embedded(placement: PlacementConfig, cpus: float) -> dict[str, Any]:
     cores = cpu_cores()
     logical = cores if placement.mode == "separate" else max(cores, math.ceil(cpus)) + 2
     return {
+        "address": "local",  # without it Ray would look for a cluster on this machine, and join it
         "num_cpus": logical,
         "include_dashboard": True,
         "object_store_memory": 2**30,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
 from rlhf_ray.actors.inbox import BEGIN, Begin, Command, Inbox, train_loop
-from rlhf_ray.config import LearnerConfig
+from rlhf_ray.config import LearnerConfig, OfflineTrainConfig
 from rlhf_ray.data.batching import rows_together
 from rlhf_ray.errors import RunError
 from rlhf_ray.ports import Busy, Metrics
@@ -29,13 +30,14 @@ class LearnerGroup:
     def __init__(
         self,
         role: str,
-        config: LearnerConfig,
+        config: LearnerConfig | OfflineTrainConfig,
         *,
         name: str,
         storage: Path,
         threads: int,
         deadline_s: float,
         placement_strategy: str,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """`name` tells groups of one role apart; `storage` is where Ray Train keeps its books."""
         self.role = role
@@ -56,10 +58,11 @@ class LearnerGroup:
                 placement_strategy=placement_strategy,
             ),
             torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
-            run_config=RunConfig(
+            run_config=RunConfig(  # type: ignore[call-arg]  # annotated as its predecessor
                 name=f"{role}-{time.time_ns()}",
                 storage_path=str(storage),
                 failure_config=FailureConfig(max_failures=3),
+                worker_runtime_env={"env_vars": dict(environment or {})},
             ),
         )
         threading.Thread(target=self._fit, name=f"fit-{role}", daemon=True).start()
@@ -184,6 +187,6 @@ def _arrived(file: Path) -> None:
         raise RunError(f"{file} did not arrive: the run directory must be on a file system that all nodes share")
 
 
-def _resources(config: LearnerConfig) -> dict[str, float]:
+def _resources(config: LearnerConfig | OfflineTrainConfig) -> dict[str, float]:
     resources = {"CPU": config.cpus_per_worker}
     return resources | {"GPU": config.gpus_per_worker} if config.gpus_per_worker else resources

@@ -166,6 +166,23 @@ def render(
     render_command(config, overrides or [], Wanted(kind, name, image, storage, nodes, token_auth, fields or [], crds))
 
 
+@app.command(epilog="Example: rlhf-ray sweep tune_configs/dpo_beta.yaml seeds=3 train.max_steps=4")
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep file: a recipe, what varies in it, what counts as better.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values of the sweep, or laid over its recipe.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the trials go; runs/sweep-NAME if not given.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and print everything; start nothing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was killed or stopped.")] = False,
+    json_: Json = False,
+) -> None:
+    """Find good hyper-parameters with Ray Tune: trials share what is frozen; ends with a recipe and how sure it is."""
+    from rlhf_ray.cli.sweep import sweep_command
+
+    sweep_command(file, overrides or [], out, dry_run=dry_run, resume=resume, as_json=json_)
+
+
 @app.command(epilog="Example: rlhf-ray doctor")
 def doctor(json_: Json = False) -> None:
     """Check this machine: versions, memory, disk, GPU, models; each line says OK or the fix."""
@@ -231,10 +248,16 @@ def serve(
 
 @app.command(epilog="Example: rlhf-ray report runs/demo")
 def report(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: Annotated[Path, typer.Argument(help="The directory of a run or of a sweep.")],
     json_: Json = False,
 ) -> None:
-    """Write report.html of a run again and print where it is."""
+    """Write report.html of a run or a sweep again and print where it is."""
+    if (run / "sweep.json").is_file():
+        from rlhf_ray.report.sweep_page import write_sweep_report
+
+        page = write_sweep_report(run)
+        typer.echo(json.dumps({"report": str(page)}) if json_ else str(page))
+        return
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} holds no run (no config.yaml); give a run directory such as runs/demo")
     from rlhf_ray.report.page import write_report

@@ -28,7 +28,8 @@ class PeakMemory:
         self._extra_pids = extra_pids
         self._interval_s = interval_s
         self._peak_bytes = 0
-        self._cpu_seconds: dict[tuple[int, float], float] = {}
+        self.by_process: dict[tuple[int, float], float] = {}
+        """CPU seconds by process id and start, as of the last sample in which it was alive."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="peak-memory", daemon=True)
 
@@ -39,9 +40,8 @@ class PeakMemory:
 
     @property
     def core_seconds(self) -> float:
-        """CPU time of all processes as of the last sample in which each was alive: what a process computes in its last
-        seconds is missing."""
-        return sum(self._cpu_seconds.values())
+        """CPU time of all processes; what each computed after its last sample is missing."""
+        return sum(self.by_process.values())
 
     def __enter__(self) -> PeakMemory:
         self.sample()
@@ -63,7 +63,7 @@ class PeakMemory:
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(pid)
                 spent = process.cpu_times()
-                self._cpu_seconds[pid, process.create_time()] = spent.user + spent.system
+                self.by_process[pid, process.create_time()] = spent.user + spent.system
         self._peak_bytes = max(self._peak_bytes, total)
         return total
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from rlhf_ray import metrics as names
 from rlhf_ray.config import AnyOfflineConfig
@@ -34,22 +34,66 @@ _ALLOCATOR = {
 every large tensor of a thread at once; fetching the pages again took a sixth of the time of a step on a CPU."""
 
 
-def start(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> Any:
-    """A reference to the figures of the run, which goes on in a task of its own.
+class Running(Protocol):
+    """A run on fixed data that goes on elsewhere."""
+
+    def wait(self, seconds: float) -> bool:
+        """True once it is over, after at most so long."""
+
+    def result(self) -> dict[str, Any]:
+        """The figures of the run that is over; raises what ended it."""
+
+    def cancel(self) -> None:
+        """Ends it."""
+
+
+class TaskRun:
+    """A run in a task of its own.
 
     Ray Train's watchdog finds its cluster as the Ray command line does, by RAY_ADDRESS or by searching the machine, and
     removes the workers if it hits upon another one. Hence a task with the right address in its environment, which
     everything that it starts inherits.
     """
-    import ray
 
-    allocator = _ALLOCATOR if config.train.gpus_per_worker == 0 else {}
-    environment = {"env_vars": {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **allocator}}
-    task = ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_supervise)
-    return task.remote(_absolute(config), folder, run_dir)
+    def __init__(self, config: AnyOfflineConfig, folder: Path, run_dir: Path) -> None:
+        import ray
+
+        environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **worker_environment(config)}
+        task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment})(_supervise)
+        self._answer = task.remote(absolute(config), folder, run_dir)
+
+    def wait(self, seconds: float) -> bool:
+        """True once it is over."""
+        import ray
+
+        return bool(ray.wait([self._answer], timeout=seconds)[0])
+
+    def result(self) -> dict[str, Any]:
+        """The figures."""
+        import ray
+        from ray.exceptions import RayTaskError
+
+        try:
+            figures: dict[str, Any] = ray.get(self._answer)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError | RunError):
+                raise error.cause from None
+            raise RunError(f"{error.cause}") from error
+        return figures
+
+    def cancel(self) -> None:
+        """Kills the task and its workers."""
+        import ray
+
+        ray.cancel(self._answer, force=True)
 
 
-def _absolute(config: AnyOfflineConfig) -> AnyOfflineConfig:
+def worker_environment(config: AnyOfflineConfig) -> dict[str, str]:
+    """Of the ranks."""
+    return _ALLOCATOR if config.train.gpus_per_worker == 0 else {}
+
+
+def absolute(config: AnyOfflineConfig) -> AnyOfflineConfig:
     """The same with absolute paths of its data: a worker's current directory is another one."""
     named = {"path": config.data.path, "heldout_path": config.data.heldout_path}
     local = {key: Path(path).expanduser() for key, path in named.items() if path is not None}
@@ -57,18 +101,16 @@ def _absolute(config: AnyOfflineConfig) -> AnyOfflineConfig:
     return config.model_copy(update={"data": config.data.model_copy(update=found)})
 
 
-def follow(running: Any, run_dir: Path, deadline_s: float) -> Iterator[list[dict[str, object]]]:
-    """News for the live view, every second, until the run is over; then `ray.get(running)` answers.
+def follow(running: Running, run_dir: Path, deadline_s: float) -> Iterator[list[dict[str, object]]]:
+    """News for the live view, every second, until the run is over; then it has a result.
 
     `RunError` if nothing was written for `deadline_s`.
     """
-    import ray
-
     files = {"metrics": run_dir / "metrics.jsonl", "event": run_dir / "events.jsonl"}
     seen, sizes = dict.fromkeys(files, 0), dict.fromkeys(files, 0)
     last, over = time.monotonic(), False
     while not over:
-        over = bool(ray.wait([running], timeout=_POLL_S)[0])
+        over = running.wait(_POLL_S)
         news: list[dict[str, object]] = []
         for kind, file in files.items():
             size = file.stat().st_size if file.exists() else 0
@@ -80,7 +122,7 @@ def follow(running: Any, run_dir: Path, deadline_s: float) -> Iterator[list[dict
         if news:
             last = time.monotonic()
         elif not over and time.monotonic() - last > deadline_s:
-            ray.cancel(running, force=True)
+            running.cancel()
             raise RunError(f"the worker group of {run_dir.name} gave no sign for {deadline_s:.0f} s (train.deadline_s)")
         yield news
 
@@ -98,8 +140,12 @@ def _supervise(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[st
             if attempt == config.train.max_restarts:
                 raise RunError(f"{error}; train.max_restarts = {config.train.max_restarts} is used up") from error
             _event(run_dir, "restart", f"{error}. The group starts again from {place}.")
-    figures |= {"seconds_training": time.monotonic() - began, "tokens_per_second": _speed(run_dir)}
-    return figures | _last(run_dir)
+    return figures | measured(run_dir, began)
+
+
+def measured(run_dir: Path, began: float) -> dict[str, object]:
+    """What the run's metrics say about it; it began at `began` of the monotonic clock."""
+    return {"seconds_training": time.monotonic() - began, "tokens_per_second": _speed(run_dir), **_last(run_dir)}
 
 
 def encode(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:

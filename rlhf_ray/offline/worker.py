@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +62,21 @@ def train_worker(loop: Mapping[str, Any]) -> dict[str, object]:
         raise
 
 
+class SuccessiveRuns:
+    """A rank that trains one run after another, as the learner of an inbox: the trials of a sweep."""
+
+    def __init__(self, state: Path | None) -> None:
+        """There is no state but that of the runs, which they commit themselves."""
+
+    def train(self, config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
+        """Trains the run at `run_dir` to its end, from its newest commit if it has one; rank 0 returns its figures."""
+        from accelerate.state import AcceleratorState  # type: ignore[import-untyped]  # ships no types
+
+        AcceleratorState._reset_state(reset_partial_state=True)  # it would keep the last run's DeepSpeed settings
+        gc.collect()
+        return train_worker({"config": config, "folder": str(folder), "run_dir": str(run_dir)})
+
+
 def _run_rank(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
     context = ray.train.get_context()
     torch.set_num_threads(config.placement.threads or max(1, cpu_cores() // context.get_local_world_size()))
@@ -93,10 +109,11 @@ def _train(
 ) -> tuple[int, bool, dict[str, object]]:
     """Trains from the commit of `step`; returns the last step, whether the run is complete, and the step
     of the best weights if they are not the last."""
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, set_seed
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers is partly untyped
+    set_seed(config.seed)  # adapters start from random numbers
     trainer = kind.trainer(journal)
     journalist = Journalist(trainer, journal)
     steering = Steering(trainer, config.train, run_dir)

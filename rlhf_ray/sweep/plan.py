@@ -42,7 +42,7 @@ class Plan:
     tree: dict[object, object]
     """The same as it was written."""
 
-    def trial(self, values: Values, seed: int, name: str) -> AnyConfig:
+    def trial(self, values: Mapping[str, object], seed: int, name: str) -> AnyConfig:
         """The config of one run: `values` by dotted path, and the seed that is `seed` after the recipe's."""
         tree = copy.deepcopy(self.tree)
         for path, value in values.items():
@@ -66,7 +66,7 @@ class Plan:
         tree = config.model_dump(mode="json")
         return {path: _at(tree, path) for path in self.config.space}
 
-    def recipe(self, values: Values) -> str:
+    def recipe(self, values: Mapping[str, object]) -> str:
         """The recipe of these values as YAML, every default written out."""
         return dump_config(self.trial(values, 0, f"{self.config.name}-best"))
 

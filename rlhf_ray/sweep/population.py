@@ -41,7 +41,8 @@ class PopulationJournal(ReportingJournal):
         path = super().commit(step, state, save)
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, _POINTER).write_text(json.dumps({"commit": str(path)}), encoding="utf-8")
-            report({"step": step, **self._last}, tune.Checkpoint.from_directory(folder))
+            checkpoint = tune.Checkpoint.from_directory(folder)
+            report({"step": step, **self._last}, checkpoint)  # type: ignore[arg-type]  # annotated as its base
         return path
 
 

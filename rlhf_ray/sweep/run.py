@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from rlhf_ray.sweep.plan import Plan
 from rlhf_ray.sweep.sharing import cpus, make_shared, shared_roles, unshared
 
 PLAN_FILE = "sweep.json"
+_ENDING_S = 120  # a trial that is ended early ends its step first, and its process takes the next one
 
 
 def run_sweep(plan: Plan, sweep_dir: Path, resume: bool, command: str) -> dict[str, Any]:
@@ -100,13 +100,16 @@ def _tune(plan: Plan, sweep_dir: Path, resume: bool, command: str) -> dict[str, 
     from rlhf_ray.sweep.tuner import make_tuner, restore_tuner
     from rlhf_ray.sweep.watch import Watch
 
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # the watch says what people want to know
     shared = make_shared(plan, sweep_dir)
     watch = Watch(plan, shared)
     make = restore_tuner if resume else make_tuner
     tuner = make(plan, sweep_dir, command, shared, watch)
-    with watch.view:
-        results = tuner.fit()
+    try:
+        with watch.view:
+            results = tuner.fit()
+    except KeyboardInterrupt:
+        print("stopped; --resume goes on with what is not finished", flush=True)
+        raise
     if watch.complaint is not None:
         raise RunError(watch.complaint)
     for actors in shared.actors.values():
@@ -122,16 +125,24 @@ def _one_cluster() -> Iterator[None]:
     import ray
     from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
-    before = os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    settings = {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_ENDING_S),
+        "RAY_AIR_NEW_OUTPUT": "0",  # which is silent at verbosity 0; the watch says what people want to know
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end a stopped sweep as if it had been finished
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths count from where the sweep was started
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    ENV_VARS_TO_PROPAGATE.update(settings)
     try:
         yield
     finally:
         ENV_VARS_TO_PROPAGATE.discard("RAY_ADDRESS")
-        os.environ.pop("RAY_ADDRESS")
-        if before is not None:
-            os.environ["RAY_ADDRESS"] = before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _check_room(plan: Plan) -> None:

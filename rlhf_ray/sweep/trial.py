@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayError
 
-from rlhf_ray.actors.build import free_places, make_groups
-from rlhf_ray.actors.group import LearnerGroup
+from rlhf_ray.actors.build import free_places
 from rlhf_ray.actors.shared import Shared
 from rlhf_ray.config import AnyConfig, AnyOfflineConfig, RunConfig
 from rlhf_ray.config_file import dump_config
@@ -95,6 +94,7 @@ def _run_online(trial: Trial, resume: bool, command: str, shared: Shared) -> dic
     """The run's controller works in this process, on the actors that it finds in `shared`."""
     from rlhf_ray.actors.controller import Controller
     from rlhf_ray.cluster import folders_of, heldout_accuracy, threads_of
+    from rlhf_ray.sweep.learners import end_groups, groups_for
     from rlhf_ray.sweep.population import PopulationJournal, take_over
     from rlhf_ray.sweep.reporting import ReportingJournal
 
@@ -108,14 +108,14 @@ def _run_online(trial: Trial, resume: bool, command: str, shared: Shared) -> dic
     else:
         take_over(trial)
     journal = PopulationJournal if trial.population else ReportingJournal
-    groups = _groups_for(config, trial.folder.parent.parent)
+    groups = groups_for(config, trial.folder.parent.parent)
     with alone_in(trial.folder):
         controller = Controller(config, folders, trial.folder, threads_of(config), shared, groups, journal)
         try:
             summary = controller.run()
         except BaseException as error:
             if not isinstance(error, SystemExit):
-                _end_groups()
+                end_groups()
             with contextlib.suppress(RayError):  # what went wrong before says more
                 controller.close()
             raise
@@ -126,53 +126,29 @@ def _run_online(trial: Trial, resume: bool, command: str, shared: Shared) -> dic
     return {**summary, "seconds_total": seconds, "rm_heldout_accuracy": accuracy, "command": command}
 
 
-_groups: dict[str, LearnerGroup] = {}
-"""Learners of the last trial in this process. The next takes them over: starting a worker group of Ray Train costs more
-than a short trial."""
-_made_for: list[object] = []
-
-
-def _groups_for(config: RunConfig, sweep_dir: Path) -> dict[str, LearnerGroup]:
-    """The learners of the last trial if they have the same place and are well, else new ones."""
-    from rlhf_ray.cluster import threads_of
-
-    place = {"num_workers", "cpus_per_worker", "gpus_per_worker"}
-    asked = [{role: learner.model_dump(include=place) for role, learner in config.learners.items()}, config.placement]
-    if asked != _made_for or any(group.ended for group in _groups.values()):
-        _end_groups()
-        _groups.update(make_groups(config, sweep_dir / f"learners-{os.getpid()}", threads_of(config)))
-        _made_for[:] = asked
-    for group in _groups.values():
-        group.deadline_s = config.train.deadline_s
-    return _groups
-
-
-def _end_groups() -> None:
-    for group in _groups.values():
-        with contextlib.suppress(RayError):
-            group.stop()
-    _groups.clear()
-    _made_for.clear()
-
-
 def _run_offline(trial: Trial, resume: bool, command: str, shared: Shared) -> dict[str, Any]:
+    """The run's ranks are those of the trial before in this process."""
     from rlhf_ray.cluster import run_offline
+    from rlhf_ray.sweep.learners import GroupRun, end_groups, groups_for
     from rlhf_ray.sweep.reporting import report
 
-    config, began, seen = trial.config, time.monotonic(), 0
+    config, began, sweep_dir = trial.config, time.monotonic(), trial.folder.parent.parent
     assert not isinstance(config, RunConfig)
+    group = groups_for(config, sweep_dir)["group"]
 
     def tell(news: list[dict[str, object]]) -> None:
-        nonlocal seen
-        if not seen:
+        if not (trial.folder / TRIAL_FILE).exists():
             trial.note("running")  # the run's directory is there
-        seen += 1
         for record in news:
             if record["type"] == "metrics":
                 report(record)
 
-    data = trial.folder.parent.parent / "data" / data_key(config)
-    figures = run_offline(config, trial.folder, resume, command, tell, data)
+    try:
+        start = partial(GroupRun, group)
+        figures = run_offline(config, trial.folder, resume, command, tell, sweep_dir / "data" / data_key(config), start)
+    except Exception:
+        end_groups()
+        raise
     return {**figures, "seconds_total": time.monotonic() - began}
 
 
@@ -182,5 +158,5 @@ def data_key(config: AnyOfflineConfig) -> str:
     tree = config.model_dump(mode="json", exclude=set(_PLACES))
     if "method" in tree:
         tree["method"] = {key: tree["method"].get(key) for key in ("type", "reference")}
-    text = json.dumps([tree, os.getcwd()], sort_keys=True)
+    text = json.dumps(tree, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

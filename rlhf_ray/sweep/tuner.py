@@ -88,6 +88,7 @@ def _run_config(sweep_dir: Path, watch: Watch) -> tune.RunConfig:
         storage_path=str(sweep_dir),
         failure_config=tune.FailureConfig(max_failures=_FAILURES),
         callbacks=[watch],
+        stop=watch,
         verbose=0,
     )
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ray.tune import Callback
+from ray.tune import Callback, Stopper
 from ray.tune.experiment import Trial
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -17,8 +17,8 @@ from rlhf_ray.sweep.plan import Plan
 _watches: list[Watch] = []
 
 
-class Watch(Callback):
-    """Hears of every report and every end of a trial."""
+class Watch(Callback, Stopper):
+    """Hears of every report and every end of a trial, and ends a sweep that is in vain."""
 
     def __init__(self, plan: Plan, shared: Shared) -> None:
         _watches[:] = [self]
@@ -36,6 +36,14 @@ class Watch(Callback):
         """Tune pickles its callbacks and puts the pickle in place of those that a restored sweep comes with; a terminal
         cannot be pickled, and the actors of the killed sweep are gone. So a copy is the one of this process."""
         return _current, ()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial ends for what it reports: that is the scheduler's."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether no trial could be of use."""
+        return self.complaint is not None
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Its time begins."""

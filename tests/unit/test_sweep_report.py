@@ -62,6 +62,7 @@ def test_the_ranking_is_that_of_pairs(
 def test_what_did_not_finish_comes_last_with_its_reason(tmp_path: Path) -> None:
     folder = sweep_folder(tmp_path, scheduler="asha", space={"method.beta": {"type": "uniform", "low": 0, "high": 1}})
     add_trial(folder, {"method.beta": 0.1}, 0, state="failed", error="reward-0:\nno \x1b memory")
+    add_trial(folder, {"method.beta": 0.1}, 1, state="stopped")
     add_seeds(folder, 0.2, (0.6, 0.7))
     add_seeds(folder, 0.3, (0.9,))
     add_trial(folder, {"method.beta": 0.3}, 1, steps=[{"heldout/accuracy": 0.4}] * 3, state="stopped")

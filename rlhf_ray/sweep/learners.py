@@ -1,0 +1,92 @@
+"""Worker groups of Ray Train that outlive a trial: starting one costs more than a short trial."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayError
+
+from rlhf_ray.actors.build import make_groups
+from rlhf_ray.actors.group import LearnerGroup
+from rlhf_ray.cluster import threads_of
+from rlhf_ray.config import AnyConfig, AnyOfflineConfig, RunConfig
+from rlhf_ray.offline.launch import STOP_FILE, absolute, measured, worker_environment
+from rlhf_ray.offline.worker import SuccessiveRuns
+
+_PLACE = {"num_workers", "cpus_per_worker", "gpus_per_worker"}
+_groups: dict[str, LearnerGroup] = {}
+"""Those of the last trial in this process."""
+_made_for: list[object] = []
+
+
+def groups_for(config: AnyConfig, sweep_dir: Path) -> dict[str, LearnerGroup]:
+    """The groups of the last trial by role, if they have the same place and are well, else new ones."""
+    learners = config.learners if isinstance(config, RunConfig) else {"group": config.train}
+    asked = [{role: learner.model_dump(include=_PLACE) for role, learner in learners.items()}, config.placement]
+    if asked != _made_for or any(group.ended for group in _groups.values()):
+        end_groups()
+        folder = sweep_dir / f"learners-{os.getpid()}"
+        if isinstance(config, RunConfig):
+            _groups.update(make_groups(config, folder, threads_of(config)))
+        else:
+            _groups["group"] = _fixed_data_group(config, folder)
+        _made_for[:] = asked
+    if isinstance(config, RunConfig):
+        for group in _groups.values():
+            group.deadline_s = config.train.deadline_s
+    return _groups
+
+
+def end_groups() -> None:
+    """After a failure nobody knows in which state the ranks are."""
+    for group in _groups.values():
+        with contextlib.suppress(RayError):
+            group.stop()
+    _groups.clear()
+    _made_for.clear()
+
+
+def _fixed_data_group(config: AnyOfflineConfig, folder: Path) -> LearnerGroup:
+    return LearnerGroup(
+        "group",
+        config.train,
+        name=folder.name,
+        storage=folder / "ray_train",
+        threads=config.placement.threads or 1,  # each run says how many it takes
+        deadline_s=math.inf,  # a command is a whole run here; whoever follows it knows whether it makes progress
+        placement_strategy=config.placement.strategy,
+        environment=worker_environment(config),
+    )
+
+
+class GroupRun:
+    """A run on fixed data in a worker group that has trained others before it."""
+
+    def __init__(self, group: LearnerGroup, config: AnyOfflineConfig, folder: Path, run_dir: Path) -> None:
+        self._run_dir, self._began = run_dir, time.monotonic()
+        group.begin(SuccessiveRuns, {}, None)
+        thread = ThreadPoolExecutor(1)
+        self._answer: Future[list[Any]] = thread.submit(
+            lambda: group.call("train", absolute(config), folder, run_dir, mutates=True)
+        )
+        thread.shutdown(wait=False)
+
+    def wait(self, seconds: float) -> bool:
+        """True once it is over."""
+        return bool(wait([self._answer], seconds).done)
+
+    def result(self) -> dict[str, Any]:
+        """The figures of rank 0."""
+        figures: dict[str, Any] = self._answer.result()[0]
+        return figures | measured(self._run_dir, self._began)
+
+    def cancel(self) -> None:
+        """The ranks end after the step under way, with a commit."""
+        (self._run_dir / STOP_FILE).touch()
+        self._answer.result()
