@@ -20,7 +20,7 @@ from torch import Tensor
 from rlhf_ray.actors.controller import in_turn
 from rlhf_ray.actors.frozen import ReferenceActor
 from rlhf_ray.actors.learner import CriticLearner, PolicyLearner
-from rlhf_ray.actors.rollout import request_seed
+from rlhf_ray.actors.request import request_seed
 from rlhf_ray.config import RunConfig
 from rlhf_ray.data.batching import microbatches, rows_together
 from rlhf_ray.models.causal_lm import unwrapped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from rlhf_ray.types import Prompt, Rollout
@@ -36,3 +37,9 @@ class Request:
             policy_version=self._versions[0][0],
             versions=tuple(self._versions),
         )
+
+
+def request_seed(*parts: object) -> int:
+    """A 63-bit seed from the run's seed, the step, the prompt and the sample: the same parts, the same tokens."""
+    digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

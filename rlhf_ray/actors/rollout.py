@@ -6,13 +6,12 @@ weights between two engine steps.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from rlhf_ray.actors.request import Request
+from rlhf_ray.actors.request import Request, request_seed
 from rlhf_ray.actors.stopwatch import Stopwatch
 from rlhf_ray.actors.vllm_engine import EngineSpec, make_engine
 from rlhf_ray.ports import Busy
@@ -116,9 +115,3 @@ class RolloutActor:
 
     def _on_engine(self, work: Callable[[], T]) -> T:
         return self._thread.submit(work).result()
-
-
-def request_seed(*parts: object) -> int:
-    """A 63-bit seed from the run's seed, the step, the prompt and the sample: the same parts, the same tokens."""
-    digest = hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

@@ -39,6 +39,8 @@ class PopulationJournal(ReportingJournal):
     def commit(self, step: int, state: State, save: Callable[[Path], None]) -> Path:
         """As the run directory does, then to Tune."""
         path = super().commit(step, state, save)
+        if step == self.last_step:
+            return path
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, _POINTER).write_text(json.dumps({"commit": str(path)}), encoding="utf-8")
             checkpoint = tune.Checkpoint.from_directory(folder)

@@ -19,7 +19,11 @@ def report(record: Mapping[str, object], checkpoint: tune.Checkpoint | None = No
 class ReportingJournal(RunDirectory):
     """A run directory that also tells Tune each step, so that a trial ends in the step in which Tune says so."""
 
+    last_step = 0
+    """Of the trial in this process. It is told with the summary: who ends there has only the evaluation left."""
+
     def metrics(self, step: int, metrics: Metrics) -> None:
         """As the run directory does, then to Tune."""
         super().metrics(step, metrics)
-        report({"step": step, **metrics})
+        if step != self.last_step:
+            report({"step": step, **metrics})

@@ -24,6 +24,7 @@ from rlhf_ray.report.page import write_report
 from rlhf_ray.resume import alone_in
 from rlhf_ray.rundir.commit import replace_file
 from rlhf_ray.rundir.journal import RunDirectory, write_summary
+from rlhf_ray.rundir.lines import read_lines
 from rlhf_ray.sweep.config import PBTConfig
 from rlhf_ray.sweep.plan import Plan
 
@@ -78,7 +79,7 @@ def run_trial(drawn: dict[str, Any], *, plan: Plan, sweep_dir: Path, command: st
         trial.note("failed", str(error))
         raise
     trial.note("finished")
-    report({"step": summary["steps"], **summary})
+    report({**read_lines(trial.folder / "metrics.jsonl")[-1], **summary, "step": summary["steps"]})
 
 
 def trial_of(drawn: Mapping[str, Any], plan: Plan, sweep_dir: Path, number: str) -> Trial:
@@ -108,6 +109,7 @@ def _run_online(trial: Trial, resume: bool, command: str, shared: Shared) -> dic
     else:
         take_over(trial)
     journal = PopulationJournal if trial.population else ReportingJournal
+    journal.last_step = config.train.num_steps
     groups = groups_for(config, trial.folder.parent.parent)
     with alone_in(trial.folder):
         controller = Controller(config, folders, trial.folder, threads_of(config), shared, groups, journal)
@@ -140,7 +142,7 @@ def _run_offline(trial: Trial, resume: bool, command: str, shared: Shared) -> di
         if not (trial.folder / TRIAL_FILE).exists():
             trial.note("running")  # the run's directory is there
         for record in news:
-            if record["type"] == "metrics":
+            if record["type"] == "metrics" and record["step"] != config.train.max_steps:
                 report(record)
 
     try:

@@ -107,6 +107,9 @@ def _domain(one: Distribution) -> Any:
 
 
 def _optuna(config: SweepConfig) -> Repeater | OptunaSearch:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = OptunaSearch(metric=config.metric, mode=config.mode, seed=config.seed)
     return Repeater(search, repeat=config.seeds) if config.seeds > 1 else search
 
@@ -116,8 +119,7 @@ def _scheduler(plan: Plan) -> TrialScheduler:
     metric, mode = plan.config.early_metric
     common: dict[str, Any] = {"time_attr": "step", "metric": metric, "mode": mode}
     if isinstance(scheduler, ASHAConfig):
-        # A trial at max_t would be ended before its last commit and its evaluation.
-        most = _ENDLESS if plan.steps is None else plan.steps + 1
+        most = _ENDLESS if plan.steps is None else plan.steps
         return AsyncHyperBandScheduler(
             max_t=most, grace_period=scheduler.grace, reduction_factor=scheduler.factor, **common
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.rundir.commit import commit_directory, latest_commit, prune, set_aside, verify
+from rlhf_ray.rundir.commit import commit_directory, fork_commit, latest_commit, prune, set_aside, verify
 
 
 class Killed(BaseException):
@@ -169,3 +169,20 @@ def test_a_damaged_commit_set_aside_frees_its_name(tmp_path: Path) -> None:
         set_aside(path)
     assert latest_commit(tmp_path) is None
     assert sorted(p.name for p in tmp_path.glob("*.damaged")) == ["step-000001.2.damaged", "step-000001.damaged"]
+
+
+def test_a_fork_is_a_commit_of_its_own(tmp_path: Path) -> None:
+    """It stays when the original goes, and a damaged original is not copied."""
+    source = commit_directory(tmp_path / "donor", "step-000002", write("a"), {"step": 2})
+    copy = fork_commit(source, tmp_path / "heir")
+    assert not verify(copy) and (copy / "policy" / "weights.bin").samefile(source / "policy" / "weights.bin")
+    commit_directory(tmp_path / "donor", "step-000004", write("b"), {"step": 4})
+    prune(tmp_path / "donor", keep=1)
+    found = latest_commit(tmp_path / "heir")
+    assert not source.exists() and found is not None and found.path == copy and found.meta == {"step": 2}
+    with pytest.raises(FileExistsError):
+        fork_commit(copy, tmp_path / "heir")
+    (copy / "state.json").unlink()
+    with pytest.raises(ValueError, match="state.json is missing"):
+        fork_commit(copy, tmp_path / "third")
+    assert not list((tmp_path / "third").glob("step-*"))

@@ -81,6 +81,19 @@ def test_peak_memory_sees_a_child_and_remembers_it() -> None:
     assert memory_bytes(child.pid) == 0
 
 
+def test_core_seconds_count_each_process_once_and_those_that_are_gone() -> None:
+    code = "import time, sys\nwhile time.process_time() < 0.6: pass\nprint('ready', flush=True); sys.stdin.read()"
+    with PeakMemory(interval_s=60) as spent:
+        before = spent.core_seconds
+        child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
+        spent.sample()
+        spent.sample()
+        child.communicate(b"")
+    assert 0.5 <= sum(s for (pid, _), s in spent.by_process.items() if pid == child.pid) < 1.5
+    assert 0.5 <= spent.core_seconds - before < 4.0
+
+
 def test_peak_memory_adds_named_processes_once() -> None:
     parent = PeakMemory().sample()
     named = PeakMemory(lambda: [1, 1, 2**22 + 1]).sample()
