@@ -80,31 +80,39 @@ def make_lease() -> Any:
 
 
 class LeasedEngines:
-    """Rollout port and weight push of a run that shares its engines. It has them from a push to the end of the next
-    generation; whoever comes after another run pushes its weights again, so that no run can sample from another's."""
+    """Rollout port and weight push of a run that shares its engines. It has them during a push and during a generation,
+    not between: there a sweep may pause it. Whoever generates after another run pushes its weights again, so that no run
+    can sample from another's."""
 
     def __init__(self, lease: Any, pool: RolloutPool, weights: WeightBroadcast) -> None:
         self._lease, self._pool, self._weights = lease, pool, weights
         self._version = 0
 
     def push(self, version: int) -> Metrics:
-        """Takes the engines, and gives them the weights."""
-        self._take()
+        """Gives the engines this run's weights."""
         self._version = version
-        return self._weights.push(version)
+        self._take()
+        try:
+            return self._weights.push(version)
+        finally:
+            self._give_back()
 
     def generate(self, prompts_P: Sequence[Prompt], num_samples: int, step: int) -> Iterator[Rollout]:
         """As the pool's; others get the engines afterwards."""
-        if not self._take():
-            self._weights.push(self._version)
+        mine = self._take()
         try:
+            if not mine:
+                self._weights.push(self._version)
             yield from self._pool.generate(prompts_P, num_samples, step)
         finally:
-            ray.get(self._lease.release.remote(self._pool.owner))
+            self._give_back()
 
     def leave(self) -> None:
         """The run is over."""
         ray.get(self._lease.leave.remote(self._pool.owner))
+
+    def _give_back(self) -> None:
+        ray.get(self._lease.release.remote(self._pool.owner))
 
     def _take(self) -> bool:
         """Waits for the engines; true if they have this run's weights still."""
