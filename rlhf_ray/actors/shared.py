@@ -80,9 +80,11 @@ def make_lease() -> Any:
 
 
 class LeasedEngines:
-    """Rollout port and weight push of a run that shares its engines. It has them during a push and during a generation,
-    not between: there a sweep may pause it. Whoever generates after another run pushes its weights again, so that no run
-    can sample from another's."""
+    """Rollout port and weight push of a run that shares its engines.
+
+    It has them during a push and during a generation, not between: there a sweep may pause it. Whoever generates after
+    another run pushes its weights again, so that no run can sample from another's.
+    """
 
     def __init__(self, lease: Any, pool: RolloutPool, weights: WeightBroadcast) -> None:
         self._lease, self._pool, self._weights = lease, pool, weights
