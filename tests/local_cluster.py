@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 TOKEN = "a-token-of-the-tests-that-is-long-enough"
 
@@ -44,9 +45,8 @@ def local_cluster(cpus: list[int]) -> Iterator[LocalCluster]:
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     command = [sys.executable, "-m", "tests.local_cluster", str(folder), *map(str, cpus)]
     root = Path(__file__).parents[1]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, env=token_environment()
-    )
+    patient = token_environment() | {"RAY_raylet_start_wait_time_s": "180"}  # other tests may have the cores
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, env=patient)
     assert process.stdin is not None and process.stdout is not None
     try:
         line = next((line for line in process.stdout if line.startswith('{"dashboard"')), "")
@@ -65,24 +65,26 @@ def _run(folder: str, cpus: list[int]) -> None:
 
     # Jobs find their cluster by a file in its folder; the one in Ray's usual folder would be found by everybody else.
     utils.write_ray_address = partial(utils.write_ray_address, temp_dir=folder)
-    common = {"object_store_memory": 2**28, "_system_config": {"worker_niceness": 0}}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": cpus[0],
-            "include_dashboard": True,
-            "dashboard_port": 0,
-            "dashboard_agent_listen_port": None,  # any: another cluster of this machine may have the usual one
-            "temp_dir": folder,
-            **common,
-        },
-    )
-    nodes = [cluster.head_node, *(cluster.add_node(num_cpus=count, object_store_memory=2**28) for count in cpus[1:])]
+    cluster = Cluster()
+    nodes = [cluster.add_node(num_cpus=count, **_node(i, folder)) for i, count in enumerate(cpus)]
     raylets = {node.node_id: node.all_processes["raylet"][0].process.pid for node in nodes}
     where = {"dashboard": f"http://{cluster.webui_url}", "raylets": raylets, "head": nodes[0].node_id}
     print(json.dumps(where), flush=True)
     sys.stdin.read()
     cluster.shutdown()
+
+
+def _node(number: int, folder: str) -> dict[str, Any]:
+    """What a node gets. On one machine all share a folder, where one would unpack a job's files over another's."""
+    own = {"object_store_memory": 2**28, "runtime_env_dir_name": f"runtime_resources_{number}"}
+    head = {
+        "include_dashboard": True,
+        "dashboard_port": 0,
+        "dashboard_agent_listen_port": None,  # any: another cluster of this machine may have the usual one
+        "temp_dir": folder,
+        "_system_config": {"worker_niceness": 0},
+    }
+    return own if number else {**own, **head}
 
 
 if __name__ == "__main__":

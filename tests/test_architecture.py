@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "rlhf_ray"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 DOCUMENTS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md")]
-DOCUMENTS += [ROOT / "docs" / f"{name}.md" for name in ("preferences", "compare", "conformance", "serving", "cluster", "sweeps")]
+DOCUMENTS += [
+    ROOT / "docs" / f"{name}.md" for name in ("preferences", "compare", "conformance", "serving", "cluster", "sweeps")
+]
 DOCUMENTS += [ROOT / folder / "README.md" for folder in ("benchmarks", "deploy", "tune_configs")]
 # What runs code that it was given as data. `torch.load` unpickles; yaml's safe loader is a class handed to `yaml.load`.
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -85,7 +85,7 @@ def check_same(plan: Plan, sweep_dir: Path) -> None:
         raise UserError(f"--resume: {sweep_dir} holds no sweep (no {PLAN_FILE}); start it without --resume")
     told = json.loads(file.read_text(encoding="utf-8"))
     mine = {"config": plan.config.model_dump(mode="json"), "base": plan.base.model_dump(mode="json")}
-    for part, may_change in (("config", {"concurrent", "budget_minutes"}), ("base", {"placement"})):
+    for part, may_change in (("config", {"set", "concurrent", "budget_minutes"}), ("base", {"placement"})):
         changed = [key for key in mine[part] if mine[part][key] != told[part].get(key) and key not in may_change]
         if changed:
             raise UserError(

@@ -183,6 +183,6 @@ def test_a_fork_is_a_commit_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         fork_commit(copy, tmp_path / "heir")
     (copy / "state.json").unlink()
-    with pytest.raises(ValueError, match="state.json is missing"):
+    with pytest.raises(ValueError, match=r"state\.json is missing"):
         fork_commit(copy, tmp_path / "third")
     assert not list((tmp_path / "third").glob("step-*"))
