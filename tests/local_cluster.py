@@ -45,8 +45,9 @@ def local_cluster(cpus: list[int]) -> Iterator[LocalCluster]:
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     command = [sys.executable, "-m", "tests.local_cluster", str(folder), *map(str, cpus)]
     root = Path(__file__).parents[1]
-    patient = token_environment() | {"RAY_raylet_start_wait_time_s": "180"}  # other tests may have the cores
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, env=patient)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, env=token_environment()
+    )
     assert process.stdin is not None and process.stdout is not None
     try:
         line = next((line for line in process.stdout if line.startswith('{"dashboard"')), "")
