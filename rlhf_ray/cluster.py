@@ -23,7 +23,7 @@ from rlhf_ray.models.folder import resolve_model
 from rlhf_ray.offline.launch import STOP_FILE, Running, TaskRun, create_run, encode, follow
 from rlhf_ray.report.page import write_report
 from rlhf_ray.report.progress import TITLES, ProgressView
-from rlhf_ray.resources import feasible, requests
+from rlhf_ray.resources import feasible, total_cpus
 from rlhf_ray.resume import accept_changes, alone_in
 from rlhf_ray.rewards.base import ModelRewardConfig
 from rlhf_ray.rundir.journal import RunDirectory, write_summary
@@ -70,7 +70,7 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
 
     began, run_dir = time.monotonic(), run_dir.resolve()
     folders = folders_of(config)
-    with PeakMemory() as memory, connected(config.placement, sum(role.total_cpus for role in requests(config))):
+    with PeakMemory() as memory, connected(config.placement, total_cpus(config)):
         available = ray.cluster_resources()
         feasible(config, available.get("CPU", 0), available.get("GPU", 0), available.get("memory", 0) / 2**30)
         if not resume:
@@ -113,9 +113,8 @@ def launch_offline(config: AnyOfflineConfig, run_dir: Path, resume: bool, comman
     Errors and signals as in `launch`. With more than one node, `run_dir` must be on a shared file system.
     """
     began, run_dir = time.monotonic(), run_dir.resolve()
-    cpus = config.train.num_workers * config.train.cpus_per_worker
     view = ProgressView(config.train.max_steps or 0, TITLES[config.kind])
-    with PeakMemory() as memory, connected(config.placement, cpus), view:
+    with PeakMemory() as memory, connected(config.placement, total_cpus(config)), view:
         figures = run_offline(config, run_dir, resume, command, view.update)
     summary = {**figures, "seconds_total": time.monotonic() - began, "peak_rss_gib": memory.peak_gib}
     write_summary(run_dir, summary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_ray.config import LearnerConfig, RunConfig
+from rlhf_ray.config import AnyConfig, LearnerConfig, RunConfig
 from rlhf_ray.errors import UserError
 from rlhf_ray.models.folder import count_parameters, resolve_model
 from rlhf_ray.rewards.base import ModelRewardConfig
@@ -33,11 +33,15 @@ class RoleRequest:
         return self.actors * self.gpus
 
 
-def requests(config: RunConfig) -> list[RoleRequest]:
-    """One entry a role, in the order of the loop. The controller only waits and asks for nothing.
+def requests(config: AnyConfig) -> list[RoleRequest]:
+    """One entry a role, in the order of the loop; a run on fixed data has its worker group only. The controller only
+    waits and asks for nothing.
 
     `rollout.gpus` counts for each tensor-parallel rank, `rollout.cpus` for each engine.
     """
+    if not isinstance(config, RunConfig):
+        train = config.train
+        return [RoleRequest(f"{config.kind} group", train.num_workers, train.cpus_per_worker, train.gpus_per_worker)]
     rollout = config.rollout
     return [
         RoleRequest("controller", 1, 0.0, 0.0),
@@ -49,6 +53,11 @@ def requests(config: RunConfig) -> list[RoleRequest]:
             for name, learner in config.learners.items()
         ),
     ]
+
+
+def total_cpus(config: AnyConfig) -> float:
+    """CPUs of all roles together."""
+    return sum(role.total_cpus for role in requests(config))
 
 
 def feasible(config: RunConfig, cpus: float, gpus: float, memory_gib: float) -> None:

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
+from rlhf_ray.cli.table import show_table
 from rlhf_ray.rundir.commit import replace_file
 
 if TYPE_CHECKING:  # loads torch, which a comparison of finished runs does not need
     from rlhf_ray.cli.compare_plan import RunPlan
-
-_WIDE = 160  # columns, where no terminal says how many there are
 
 
 def compare_command(runs: Sequence[Path], out: Path, *, as_json: bool) -> None:
@@ -35,16 +33,10 @@ def compare_command(runs: Sequence[Path], out: Path, *, as_json: bool) -> None:
     if as_json:
         print(text, end="")
         return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDE
-    table = Table(*COLUMNS, caption=f"intervals: bootstrap over {comparison.resampled}")
-    for figures in comparison.figures:
-        table.add_row(*cells(figures))
-    console.print(table)
     result, verdict = headline(comparison)
-    for line in (f"{result}. {verdict.text}.", f"{page} and comparison.json beside it"):
-        console.print(line, markup=False, soft_wrap=True)
+    lines = (f"{result}. {verdict.text}.", f"{page} and comparison.json beside it")
+    caption = f"intervals: bootstrap over {comparison.resampled}"
+    show_table(COLUMNS, map(cells, comparison.figures), lines, caption)
 
 
 def compare_recipe_command(
@@ -75,9 +67,9 @@ def make_runs(plan: RunPlan, folders: Sequence[Path], command: str) -> None:
     if not wanted:
         return
     from rlhf_ray.cluster import connected, launch
-    from rlhf_ray.resources import requests
+    from rlhf_ray.resources import total_cpus
 
-    cpus = max(sum(role.total_cpus for role in requests(config)) for config, _ in wanted)
+    cpus = max(total_cpus(config) for config, _ in wanted)
     with connected(wanted[0][0].placement, cpus):
         for number, (config, folder) in enumerate(wanted, start=1):
             console.print(f"run {number} of {len(wanted)}: {folder}", markup=False)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
-from rlhf_ray.errors import RunError
+from rlhf_ray.cli.table import show_table
+from rlhf_ray.errors import RunError, UserError
 from rlhf_ray.preflight import preflight
 from rlhf_ray.rundir.commit import replace_file
 from rlhf_ray.sweep.plan import candidates, load_sweep
-from rlhf_ray.sweep.sharing import cpus, shared_roles, unshared
+from rlhf_ray.sweep.sharing import demands, shared_roles, unshared
 
 if TYPE_CHECKING:
     from rlhf_ray.sweep.plan import Plan
-
-_WIDE = 160  # columns, where no terminal says how many there are
 
 
 def sweep_command(
@@ -32,6 +31,8 @@ def sweep_command(
         from rlhf_ray.sweep.run import check_same
 
         check_same(plan, folder)
+    elif folder.exists():
+        raise UserError(f"{folder} exists already; go on with it by --resume, or choose another --out")
     first = plan.trial(next(candidates(plan.config.space)), 0, plan.config.name)
     notes = [*preflight(first, folder / "runs" / "first", False), *describe(plan)]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -50,10 +51,7 @@ def sweep_command(
 def describe(plan: Plan) -> list[str]:
     """What the sweep will do, a sentence each."""
     config = plan.config
-    grid = 1
-    for one in config.space.values():
-        grid *= len(one.grid) if one.grid is not None else 1
-    count = grid * config.trials
+    count = config.trials * math.prod(len(one.grid) for one in config.space.values() if one.grid is not None)
     lines = [
         f"{count} configurations of {', '.join(config.space)} x {config.seeds} seeds = {count * config.seeds} trials, "
         f"{config.concurrent} at a time; {config.mode} of {config.metric}"
@@ -61,8 +59,10 @@ def describe(plan: Plan) -> list[str]:
     if shared := shared_roles(plan):
         lines.append(f"all trials share: {', '.join(shared)}")
     lines += [f"not shared: {role}, because {reason}" for role, reason in unshared(plan).items()]
-    each = cpus(plan)[1]
-    lines.append(f"a trial asks for {sum(each.values()):g} CPUs: {', '.join(f'{r} {n:g}' for r, n in each.items())}")
+    for one in demands(plan):
+        if one.each:
+            parts = ", ".join(f"{role} {amount:.3g}" for role, amount in one.each.items())
+            lines.append(f"a trial asks for {sum(one.each.values()):.3g} {one.unit}: {parts}")
     return lines
 
 
@@ -79,15 +79,7 @@ def show_sweep(plan: Plan, folder: Path, *, as_json: bool) -> None:
     if as_json:
         print(report.as_json(sweep), end="")
     else:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = _WIDE
-        table = Table(*report.columns(sweep))
-        for row in report.cells(sweep):
-            table.add_row(*row)
-        console.print(table)
-        lines = [] if best is None else [f"{best.sureness}", f"rlhf-ray train {folder / 'recommended.yaml'}"]
-        for line in (*lines, f"{page}"):
-            console.print(line, markup=False, soft_wrap=True)
+        lines = [] if best is None else [best.sureness, f"rlhf-ray train {folder / 'recommended.yaml'}"]
+        show_table(report.columns(sweep), report.cells(sweep), [*lines, str(page)])
     if best is None:
         raise RunError(f"no configuration of {folder} finished with all its seeds; {page} says what became of each")

@@ -12,12 +12,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_ray.config import AnyConfig, AnyOfflineConfig, RunConfig
+from rlhf_ray.config import AnyConfig, RunConfig
 from rlhf_ray.config_file import dump_config, load_config
 from rlhf_ray.errors import UserError
 from rlhf_ray.machine import cpu_cores, memory_gib
 from rlhf_ray.preflight import feasible, preflight
-from rlhf_ray.resources import RoleRequest, requests
+from rlhf_ray.resources import requests, total_cpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def _shortfall(config: AnyConfig) -> list[str]:
         notes.append(f"this machine lacks {wanted - gpus:g} GPUs: the run asks for {wanted:g}, {has}")
     # An embedded colocated cluster gives out logical CPUs: its roles take turns on the same cores.
     embedded = config.placement.mode == "colocated" and not config.placement.address
-    cpus = max(cores, sum(role.total_cpus for role in asked)) if embedded else cores
+    cpus = max(cores, total_cpus(config)) if embedded else cores
     try:
         feasible(config, cpus, max(gpus, wanted), memory_gib())
     except UserError as error:
@@ -99,7 +99,7 @@ def _visible_gpus() -> int:
 
 
 def _show(config: AnyConfig, notes: Sequence[str], as_json: bool) -> None:
-    roles = requests(config) if isinstance(config, RunConfig) else [_group(config)]
+    roles = requests(config)
     if as_json:
         described = [{"role": r.role, "actors": r.actors, "cpus_each": r.cpus, "gpus_each": r.gpus} for r in roles]
         print(json.dumps({"notes": list(notes), "roles": described, "config": config.model_dump(mode="json")}))
@@ -118,8 +118,3 @@ def _show(config: AnyConfig, notes: Sequence[str], as_json: bool) -> None:
     console.print(table)
     console.print(dump_config(config), markup=False)
     console.print("dry run: nothing was started")
-
-
-def _group(config: AnyOfflineConfig) -> RoleRequest:
-    train = config.train
-    return RoleRequest(f"{config.kind} group", train.num_workers, train.cpus_per_worker, train.gpus_per_worker)

@@ -10,7 +10,7 @@ from typing import Protocol
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import AnyConfig, RunConfig
 from rlhf_ray.errors import RunError, UserError
-from rlhf_ray.resources import feasible, requests
+from rlhf_ray.resources import feasible, total_cpus
 from rlhf_ray.rundir.lines import append_line
 
 _NOTICED_S = 30.0
@@ -39,7 +39,7 @@ def persist(launch: Launch, config: AnyConfig, run_dir: Path, resume: bool, max_
 
     failures = 0
     while True:
-        with connected(config.placement, _cpus(config)):
+        with connected(config.placement, total_cpus(config)):
             if failures:
                 _await_room(config)
             nodes = _alive()
@@ -65,12 +65,6 @@ def persist(launch: Launch, config: AnyConfig, run_dir: Path, resume: bool, max_
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # stdout is for results
-
-
-def _cpus(config: AnyConfig) -> float:
-    if isinstance(config, RunConfig):
-        return sum(role.total_cpus for role in requests(config))
-    return config.train.num_workers * config.train.cpus_per_worker
 
 
 def _alive() -> set[str]:

@@ -137,11 +137,15 @@ def tiles(sweep: Sweep) -> list[Tile | str]:
     found: list[Tile | str] = [
         Tile("Trials", f"{len(trials)}", states),
         Tile("Configurations", f"{len(sweep.complete)} of {total}", finished),
-        figure(cost, "Total time", "seconds", duration, "wall clock of the whole sweep"),
+        figure(
+            cost, "Total time", "seconds", duration, "since it was resumed" if cost.get("resumed") else "wall clock"
+        ),
     ]
     core = number(cost, "core_seconds")
     if core is None or not trials:
         found.append("Cost of a trial (core_seconds)")
+    elif cost.get("resumed"):
+        found.append(Tile("Cost", f"{core:,.0f} core-s", "since the sweep was resumed"))
     else:
         found.append(Tile("Cost of a trial", f"{core / len(trials):,.0f} core-s", "mean over all trials"))
     found.append(figure(cost, "Peak memory", "peak_rss_gib", "{:.1f} GiB".format, "all processes together"))

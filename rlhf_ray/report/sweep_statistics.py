@@ -59,7 +59,9 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Correlation | No
 def spearman(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
     """Pearson's correlation of the ranks, ties at their mean rank (Spearman 1904); not a number where one of the two
     does not vary."""
-    one, other = (ranks - ranks.mean() for ranks in (_ranks(x), _ranks(y)))
+    from scipy.stats import rankdata  # type: ignore[import-untyped]  # scipy ships no types
+
+    one, other = (ranks - ranks.mean() for ranks in (rankdata(x), rankdata(y)))
     scale = math.sqrt(float(one @ one) * float(other @ other))
     return float(one @ other) / scale if scale > 0 else math.nan
 
@@ -70,10 +72,3 @@ def pareto_front(points: Float[np.ndarray, "n objectives"]) -> Bool[np.ndarray, 
     higher = np.any(points[None] > points[:, None], axis=2)
     beaten: Bool[np.ndarray, " n"] = np.any(as_high & higher, axis=1)
     return ~beaten
-
-
-def _ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    ranks: Float[np.ndarray, " n"] = (last - (count - 1) / 2)[place]
-    return ranks

@@ -16,9 +16,11 @@ from rlhf_ray.actors.build import make_groups
 from rlhf_ray.actors.group import LearnerGroup
 from rlhf_ray.cluster import threads_of
 from rlhf_ray.config import AnyConfig, AnyOfflineConfig, RunConfig
+from rlhf_ray.errors import RunError
 from rlhf_ray.offline.launch import STOP_FILE, absolute, measured, worker_environment
 from rlhf_ray.offline.worker import SuccessiveRuns
 
+_ENDING_S = 100.0  # below the time that Tune gives to a trial to end
 _PLACE = {"num_workers", "cpus_per_worker", "gpus_per_worker"}
 _groups: dict[str, LearnerGroup] = {}
 """Those of the last trial in this process."""
@@ -87,6 +89,7 @@ class GroupRun:
         return figures | measured(self._run_dir, self._began)
 
     def cancel(self) -> None:
-        """The ranks end after the step under way, with a commit."""
+        """The ranks end after the step under way, with a commit. `RunError` if they do not: they may hang."""
         (self._run_dir / STOP_FILE).touch()
-        self._answer.result()
+        if not self.wait(_ENDING_S):
+            raise RunError(f"the worker group of {self._run_dir.name} did not end its step within {_ENDING_S:.0f} s")

@@ -18,7 +18,6 @@ from rlhf_ray.config_file import apply_override, config_of, dump_config, explain
 from rlhf_ray.errors import UserError
 from rlhf_ray.sweep.config import Distribution, PBTConfig, SweepConfig, Value
 
-Values = Mapping[str, Value]
 FIGURES = {
     "online": (
         "reward_before", "reward_after", "reward_gain", "kl_to_reference_per_token", "perplexity_after",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -16,7 +17,7 @@ from rlhf_ray.evaluation.memory import PeakMemory
 from rlhf_ray.resume import alone_in
 from rlhf_ray.rundir.commit import replace_file
 from rlhf_ray.sweep.plan import Plan
-from rlhf_ray.sweep.sharing import cpus, make_shared, shared_roles, unshared
+from rlhf_ray.sweep.sharing import check_room, demands, make_shared, shared_roles, unshared
 
 PLAN_FILE = "sweep.json"
 _ENDING_S = 120  # a trial that is ended early ends its step first, and its process takes the next one
@@ -28,14 +29,19 @@ def run_sweep(plan: Plan, sweep_dir: Path, resume: bool, command: str) -> dict[s
     `UserError` before anything has started; `RunError` if no trial could finish or none reported the metric.
     """
     began = time.monotonic()
-    shared, each = cpus(plan)
-    needed = sum(shared.values()) + plan.config.concurrent * sum(each.values())
-    if not resume:
-        write_plan(plan, sweep_dir, command)
-    with alone_in(sweep_dir), PeakMemory() as memory, connected(plan.base.placement, needed), _one_cluster():
-        _check_room(plan)
-        progress = _tune(plan, sweep_dir, resume, command)
+    needed = next(demand.total(plan.config.concurrent) for demand in demands(plan) if demand.unit == "CPUs")
+    with PeakMemory() as memory, connected(plan.base.placement, needed), _environment():
+        import ray
+
+        has = ray.cluster_resources()
+        memory_gib = has.get("memory", 0.0) / 2**30
+        check_room(plan, {"CPUs": has.get("CPU", 0.0), "GPUs": has.get("GPU", 0.0), "GiB of memory": memory_gib})
+        if not resume:
+            write_plan(plan, sweep_dir, command)
+        with alone_in(sweep_dir):
+            progress = _tune(plan, sweep_dir, resume, command)
     summary = {
+        "resumed": resume,
         "seconds": time.monotonic() - began,
         "peak_rss_gib": memory.peak_gib,
         "core_seconds": memory.core_seconds,
@@ -51,8 +57,6 @@ def run_sweep(plan: Plan, sweep_dir: Path, resume: bool, command: str) -> dict[s
 def write_plan(plan: Plan, sweep_dir: Path, command: str) -> None:
     """What is swept, for the report and for a resumed sweep."""
     config = plan.config
-    if sweep_dir.exists():
-        raise UserError(f"{sweep_dir} exists already; go on with it by --resume, or choose another --out")
     sweep_dir.mkdir(parents=True)
     space = {
         path: {"type": one.type, "values": list(one.values)}
@@ -79,18 +83,18 @@ def write_plan(plan: Plan, sweep_dir: Path, command: str) -> None:
 
 
 def check_same(plan: Plan, sweep_dir: Path) -> None:
-    """A `UserError` unless the sweep in `sweep_dir` is this one; only `concurrent` and the budget may differ."""
+    """A `UserError` unless the sweep in `sweep_dir` is this one; only its place may differ."""
     file = sweep_dir / PLAN_FILE
     if not file.is_file():
         raise UserError(f"--resume: {sweep_dir} holds no sweep (no {PLAN_FILE}); start it without --resume")
     told = json.loads(file.read_text(encoding="utf-8"))
     mine = {"config": plan.config.model_dump(mode="json"), "base": plan.base.model_dump(mode="json")}
-    for part, may_change in (("config", {"set", "concurrent", "budget_minutes"}), ("base", {"placement"})):
+    for part, may_change in (("config", {"set"}), ("base", {"placement"})):
         changed = [key for key in mine[part] if mine[part][key] != told[part].get(key) and key not in may_change]
         if changed:
             raise UserError(
                 f"--resume: {', '.join(changed)} differ from the sweep in {sweep_dir}; a resumed sweep may change "
-                "concurrent, budget_minutes and placement. Start a new one with another --out"
+                "placement only. Start a new one with another --out"
             )
 
 
@@ -102,62 +106,49 @@ def _tune(plan: Plan, sweep_dir: Path, resume: bool, command: str) -> dict[str, 
 
     shared = make_shared(plan, sweep_dir)
     watch = Watch(plan, shared)
-    make = restore_tuner if resume else make_tuner
-    tuner = make(plan, sweep_dir, command, shared, watch)
     try:
+        if resume:
+            tuner = restore_tuner(plan, sweep_dir, command, shared)
+        else:
+            tuner = make_tuner(plan, sweep_dir, command, shared, watch)
         with watch.view:
             results = tuner.fit()
     except KeyboardInterrupt:
         print("stopped; --resume goes on with what is not finished", flush=True)
         raise
+    finally:
+        for actor in itertools.chain(*shared.actors.values()):
+            ray.kill(actor)
     if watch.complaint is not None:
         raise RunError(watch.complaint)
-    for actors in shared.actors.values():
-        for actor in actors:
-            ray.kill(actor)
     return {"trials": len(results), "failed": results.num_errors}
 
 
 @contextmanager
-def _one_cluster() -> Iterator[None]:
-    """Ray Train's cleaner, which runs beside each trial, looks for a cluster by RAY_ADDRESS or by searching the
-    machine, and removes workers if it hits upon another one. Tune hands to a trial only what it has listed."""
+def _environment() -> Iterator[None]:
+    """Inside, Tune and the processes of its trials, to which it hands only what it has listed, have these settings."""
     import ray
     from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
     settings = {
+        # Ray Train's cleaner looks for its cluster by this or by searching the machine, and removes the workers of a
+        # trial if it hits upon another one.
         "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
         "TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_ENDING_S),
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # figures of a summary are reported at a trial's end only
         "RAY_AIR_NEW_OUTPUT": "0",  # which is silent at verbosity 0; the watch says what people want to know
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end a stopped sweep as if it had been finished
         "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths count from where the sweep was started
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
-    ENV_VARS_TO_PROPAGATE.update(settings)
+    listed = settings.keys() - ENV_VARS_TO_PROPAGATE
+    ENV_VARS_TO_PROPAGATE.update(listed)
     try:
         yield
     finally:
-        ENV_VARS_TO_PROPAGATE.discard("RAY_ADDRESS")
+        ENV_VARS_TO_PROPAGATE.difference_update(listed)
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
-
-
-def _check_room(plan: Plan) -> None:
-    """A `UserError` if the cluster cannot hold so many trials at the same time."""
-    import ray
-
-    shared, each = cpus(plan)
-    has = ray.cluster_resources().get("CPU", 0.0)
-    free, one = has - sum(shared.values()), sum(each.values())
-    most = int((free + 1e-6) // one) if one else plan.config.concurrent
-    if most < plan.config.concurrent:
-        parts = ", ".join(f"{role} {number:g}" for role, number in each.items())
-        beside = f" beside {sum(shared.values()):g} that all share" if shared else ""
-        raise UserError(
-            f"concurrent = {plan.config.concurrent}: a trial asks for {one:g} CPUs ({parts}){beside}, and the cluster "
-            f"has {has:g}, so it holds {max(0, most)} at a time; lower concurrent, or join a larger cluster with "
-            "placement.address"
-        )

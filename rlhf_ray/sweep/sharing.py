@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_ray.config import PreferenceConfig, RunConfig
 from rlhf_ray.config.offline import DPOConfig
+from rlhf_ray.errors import UserError
+from rlhf_ray.resources import least_memory_gib, requests
 from rlhf_ray.sweep.plan import Plan
 
 if TYPE_CHECKING:  # loads torch
@@ -62,19 +65,54 @@ def make_shared(plan: Plan, sweep_dir: Path) -> Shared:
     return Shared(actors, make_lease() if "rollout" in actors else None)
 
 
-def cpus(plan: Plan) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """CPUs by role: of what is shared, and of one trial."""
-    from rlhf_ray.resources import requests
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a sweep asks for of one resource, by role: once for all trials, and for each that runs."""
 
-    config = plan.base
-    if not isinstance(config, RunConfig):
-        return {}, {"group": config.train.num_workers * config.train.cpus_per_worker}
-    asked = {role.role: role.total_cpus for role in requests(config) if role.total_cpus}
+    unit: str
+    shared: Mapping[str, float]
+    each: Mapping[str, float]
+
+    def total(self, trials: int) -> float:
+        """With so many trials at the same time."""
+        return sum(self.shared.values()) + trials * sum(self.each.values())
+
+
+def demands(plan: Plan) -> list[Demand]:
+    """CPUs, GPUs, and at least so much memory as weights, gradients, Adam and caches of an online run take."""
+    asked = requests(plan.base)
+    memory = least_memory_gib(plan.base) if isinstance(plan.base, RunConfig) else {}
+    by_unit = {
+        "CPUs": {role.role: role.total_cpus for role in asked},
+        "GPUs": {role.role: role.total_gpus for role in asked},
+        "GiB of memory": memory,
+    }
     roles = shared_roles(plan)
-    return (
-        {role: number for role, number in asked.items() if role in roles},
-        {role: number for role, number in asked.items() if role not in roles},
-    )
+    return [
+        Demand(
+            unit,
+            {role: amount for role, amount in amounts.items() if amount and role in roles},
+            {role: amount for role, amount in amounts.items() if amount and role not in roles},
+        )
+        for unit, amounts in by_unit.items()
+    ]
+
+
+def check_room(plan: Plan, has: Mapping[str, float]) -> None:
+    """A `UserError` if a cluster that `has` so much of each unit cannot hold `concurrent` trials at a time."""
+    wanted = plan.config.concurrent
+    for demand in demands(plan):
+        one, free = sum(demand.each.values()), has[demand.unit] - demand.total(0)
+        if demand.total(wanted) <= has[demand.unit] + 1e-6:
+            continue
+        most = max(0, int(free // one)) if one and free > 0 else 0
+        parts = ", ".join(f"{role} {amount:.3g}" for role, amount in demand.each.items())
+        beside = f" beside {demand.total(0):.3g} that all share" if demand.shared else ""
+        raise UserError(
+            f"concurrent = {wanted}: a trial asks for {one:.3g} {demand.unit} ({parts}){beside}, and the cluster has "
+            f"{has[demand.unit]:.3g}, so it holds {most} at a time; lower concurrent, or join a larger cluster with "
+            "placement.address"
+        )
 
 
 def _within(path: str, sections: tuple[str, ...]) -> bool:

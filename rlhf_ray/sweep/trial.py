@@ -31,7 +31,7 @@ from rlhf_ray.sweep.plan import Plan
 TRIAL_FILE = "trial.json"
 SEED = "seed"
 REPEAT = "__trial_index__"  # Tune's Repeater says here which repetition a trial is
-_PLACES = frozenset({"name", "train", "placement", "lora", "gate"})
+_NOT_OF_TOKENS = {"name", "train", "placement", "lora", "gate"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,11 @@ def run_trial(drawn: dict[str, Any], *, plan: Plan, sweep_dir: Path, command: st
     except SystemExit:  # this is how Tune ends a trial early
         trial.note("stopped")
         raise
-    except (UserError, RunError) as error:
-        trial.note("failed", str(error))
+    except Exception as error:  # Tune counts it; the report says why
+        if trial.folder.is_dir():
+            trial.note(
+                "failed", str(error) if isinstance(error, UserError | RunError) else f"{type(error).__name__}: {error}"
+            )
         raise
     trial.note("finished")
     report({**read_lines(trial.folder / "metrics.jsonl")[-1], **summary, "step": summary["steps"]})
@@ -157,7 +160,7 @@ def _run_offline(trial: Trial, resume: bool, command: str, shared: Shared) -> di
 def data_key(config: AnyOfflineConfig) -> str:
     """The same for configs whose token ids are the same: all that could matter goes in, steps and numbers of a
     preference method do not."""
-    tree = config.model_dump(mode="json", exclude=set(_PLACES))
+    tree = config.model_dump(mode="json", exclude=_NOT_OF_TOKENS)
     if "method" in tree:
         tree["method"] = {key: tree["method"].get(key) for key in ("type", "reference")}
     text = json.dumps(tree, sort_keys=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +56,24 @@ def make_tuner(plan: Plan, sweep_dir: Path, command: str, shared: Shared, watch:
             trial_name_creator=_number,
             trial_dirname_creator=_number,
         ),
-        run_config=_run_config(sweep_dir, watch),
+        run_config=tune.RunConfig(
+            name=EXPERIMENT,
+            storage_path=str(sweep_dir),
+            failure_config=tune.FailureConfig(max_failures=_FAILURES),
+            callbacks=[watch],
+            stop=watch,
+            verbose=0,
+        ),
     )
 
 
-def restore_tuner(plan: Plan, sweep_dir: Path, command: str, shared: Shared, watch: Watch) -> tune.Tuner:
+def restore_tuner(plan: Plan, sweep_dir: Path, command: str, shared: Shared) -> tune.Tuner:
     """The tuner of a sweep whose driver died or that was stopped. Finished trials stay as they are, the others go on
-    from their newest commits. `watch` takes the place of the old one by itself."""
+    from their newest commits."""
     path = sweep_dir / EXPERIMENT
     if not tune.Tuner.can_restore(str(path)):
         raise UserError(f"{path} has no state of Ray Tune: the sweep ended before it began; remove {sweep_dir}")
-    tuner = tune.Tuner.restore(str(path), _trainable(plan, sweep_dir, command, shared), resume_errored=True)
-    return tuner
+    return tune.Tuner.restore(str(path), _trainable(plan, sweep_dir, command, shared), resume_errored=True)
 
 
 def _number(trial: Trial) -> str:
@@ -78,19 +83,6 @@ def _number(trial: Trial) -> str:
 def _trainable(plan: Plan, sweep_dir: Path, command: str, shared: Shared) -> Any:
     function = tune.with_parameters(run_trial, plan=plan, sweep_dir=sweep_dir, command=command, shared=shared)
     return tune.with_resources(function, {"cpu": _TRIAL_CPU})
-
-
-def _run_config(sweep_dir: Path, watch: Watch) -> tune.RunConfig:
-    # A trial reports the figures of its summary at its end only, so a result may lack the metric.
-    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    return tune.RunConfig(
-        name=EXPERIMENT,
-        storage_path=str(sweep_dir),
-        failure_config=tune.FailureConfig(max_failures=_FAILURES),
-        callbacks=[watch],
-        stop=watch,
-        verbose=0,
-    )
 
 
 def _domain(one: Distribution) -> Any:

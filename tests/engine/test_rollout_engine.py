@@ -254,3 +254,23 @@ def _push_first_bucket_only(actor: RolloutActor, sender: Sender, version: int, s
         actor.load_weights(version)
     finally:
         sending.join()
+
+
+def test_a_claimed_engine_works_for_its_claimant_only(pair: tuple[RolloutActor, Sender]) -> None:
+    """What another run has under way is dropped, and its weights are nobody's any more."""
+    actor, sender = pair
+    actor.claim("first")
+    _push(actor, sender, 21)
+    with pytest.raises(WeightPushError, match="second asks, but this engine works for first"):
+        list(actor.generate(_prompts(1), 1, ("claim",), "second"))
+    under_way = actor.generate(_prompts(4), 2, ("claim",), "first")
+    next(under_way)
+    actor.claim("second")
+    assert list(under_way) == [], "the run that was there before gets nothing more"
+    with pytest.raises(WeightPushError, match="second has pushed none yet"):
+        list(actor.generate(_prompts(1), 1, ("claim",), "second"))
+    _push(actor, sender, 22)
+    found = [rollout for chunk in actor.generate(_prompts(3), 2, ("claim",), "second") for rollout in chunk]
+    assert len(found) == 6 and {rollout.policy_version for rollout in found} == {22}
+    actor.claim("")  # as the other tests expect it
+    _push(actor, sender, 23)

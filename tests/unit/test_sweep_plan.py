@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import re
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
-from rlhf_ray.actors.shared import Lease
+from rlhf_ray.actors.shared import Lease, Shared
 from rlhf_ray.config import PreferenceConfig, RunConfig
 from rlhf_ray.errors import UserError
 from rlhf_ray.sweep.plan import Plan, candidates, load_sweep
-from rlhf_ray.sweep.sharing import shared_roles, unshared
+from rlhf_ray.sweep.sharing import check_room, shared_roles, unshared
 from rlhf_ray.sweep.trial import data_key, trial_of
+from rlhf_ray.sweep.watch import Watch
 
 TUNE_CONFIGS = Path(__file__).parents[2] / "tune_configs"
 DPO = {
@@ -147,6 +150,58 @@ def test_token_ids_are_shared_by_what_makes_the_same(tmp_path: Path) -> None:
     assert shared_roles(plan) == ["token ids", "reference log-probs"]
     longer = _plan(tmp_path, DPO, "data.max_tokens=99").trial({"method.beta": 0.1}, 0, "x")
     assert data_key(longer) != data_key(one)  # type: ignore[arg-type]  # fixed data
+
+
+def test_a_cluster_that_holds_fewer_trials_is_named_with_how_many(tmp_path: Path) -> None:
+    plan = _plan(tmp_path, PPO, "concurrent=3")
+    has = {"CPUs": 9.0, "GPUs": 0.0, "GiB of memory": 64.0}
+    check_room(plan, has)
+    with pytest.raises(
+        UserError, match=r"asks for 2 CPUs \(policy 1, critic 1\) beside 3 .* has 8, so it holds 2 at a time"
+    ):
+        check_room(plan, has | {"CPUs": 8.0})
+    with pytest.raises(UserError, match=r"concurrent = 3: a trial asks for .* GiB of memory .* lower concurrent"):
+        check_room(plan, has | {"GiB of memory": 2.0})
+    own = _plan(tmp_path, PPO | {"space": {"rollout.temperature": {"grid": [0.5, 1.0]}}}, "concurrent=2")
+    with pytest.raises(
+        UserError, match=r"asks for 4 CPUs .*beside 1 that all share, and the cluster has 8.5, so it holds 1"
+    ):
+        check_room(own, has | {"CPUs": 8.5})
+    gpus = _plan(
+        tmp_path, PPO, "policy.gpus_per_worker=1", "critic.gpus_per_worker=1", "rollout.gpus=0.5", "concurrent=2"
+    )
+    with pytest.raises(UserError, match=r"asks for 2 GPUs \(policy 1, critic 1\) beside 0.5 .* has 4"):
+        check_room(gpus, has | {"GPUs": 4.0})
+
+
+def test_a_metric_that_nobody_reports_ends_the_sweep(tmp_path: Path) -> None:
+    watch = Watch(_plan(tmp_path, DPO, "metric=beta_last"), Shared())
+    steps, early = {"step": 3, "heldout/loss": 0.5}, {"step": 1, "heldout/loss": 0.7}
+    assert pickle.loads(pickle.dumps(watch)) is watch, "Tune pickles it, and must get this one back"
+    watch.on_trial_complete(0, [], _ended("00000", early))
+    assert not watch.stop_all() and watch.complaint is None, "one that was ended early could not report it"
+    watch.on_trial_complete(
+        0, [], _ended("00001", steps | {"seconds_total": 1.0, "heldout_loss": 0.4, "beta_last": 0.1})
+    )
+    assert not watch.stop_all()
+    watch.on_trial_complete(0, [], _ended("00002", steps | {"seconds_total": 1.0, "heldout_loss": 0.4}))
+    assert watch.stop_all() and watch.complaint is not None
+    assert (
+        "no trial reports metric = beta_last; what trial 00002 reported: heldout/loss, heldout_loss" in watch.complaint
+    )
+
+
+def _ended(name: str, result: dict[str, float]) -> Any:
+    """What a callback reads of Tune's trial."""
+
+    class Told:
+        config: ClassVar = {"method.beta": 0.1, "seed": 0}
+        last_result = result
+
+        def __str__(self) -> str:
+            return name
+
+    return Told()
 
 
 def test_the_lease_has_one_holder_and_says_whose_weights_are_there() -> None:
