@@ -80,17 +80,21 @@ class RolloutActor:
     ) -> Iterator[list[Rollout]]:
         """Lists of rollouts as they finish. The samples of a prompt share its cached prefix; each has its own seed."""
         waiting = self._waiting = {}
-        for prompt, sample in itertools.product(prompts_P, range(num_samples)):
-            request = str(next(self._numbers))
-            waiting[request] = Request(prompt, sample)
-            self._on_engine(lambda r=request, p=prompt, s=sample: self._add(r, p, request_seed(*seed, p.id, s)))  # type: ignore[misc]  # defaults bind the loop variables
-        while waiting:
-            version, outputs = self._on_engine(lambda: self._step(owner))
-            for output in outputs:
-                waiting[output.request_id].note(version, output)
-            done = [output for output in outputs if output.finished]
-            if done:
-                yield [waiting.pop(output.request_id).rollout(output) for output in done]
+        try:
+            for prompt, sample in itertools.product(prompts_P, range(num_samples)):
+                request = str(next(self._numbers))
+                waiting[request] = Request(prompt, sample)
+                self._on_engine(lambda r=request, p=prompt, s=sample: self._add(r, p, request_seed(*seed, p.id, s)))  # type: ignore[misc]  # defaults bind the loop variables
+            while waiting:
+                version, outputs = self._on_engine(lambda: self._step(owner))
+                for output in outputs:
+                    waiting[output.request_id].note(version, output)
+                done = [output for output in outputs if output.finished]
+                if done:
+                    yield [waiting.pop(output.request_id).rollout(output) for output in done]
+        finally:  # after a refusal, or when nobody wants the rest, the engine must not go on with it
+            if waiting:
+                self._on_engine(lambda: self._engine.abort_request(list(waiting)))
 
     def _add(self, request: str, prompt: Prompt, seed: int) -> None:
         from vllm import SamplingParams

@@ -96,7 +96,6 @@ def test_an_engine_without_weights_refuses(pair: tuple[RolloutActor, Sender]) ->
         pytest.skip("another test has pushed weights already")
     with pytest.raises(WeightPushError, match="no valid weights"):
         _generate(actor, _prompts(1))
-    actor._engine.abort_request([str(n) for n in range(10)])
 
 
 def test_log_probs_are_those_of_the_pushed_weights_and_temperature(pair: tuple[RolloutActor, Sender]) -> None:
@@ -188,8 +187,8 @@ def test_a_push_in_the_middle_of_answers_keeps_them_and_the_rest_is_sampled_from
     _push(actor, sender, 50)
     steps, step = itertools.count(), actor._step
 
-    def stepping() -> tuple[int, list[Any]]:
-        found = step()
+    def stepping(owner: str) -> tuple[int, list[Any]]:
+        found = step(owner)
         if next(steps) == 4:
             middle.set()
             assert pushing.wait(30)  # the engine's thread takes the push next
@@ -238,7 +237,6 @@ def test_a_push_of_the_wrong_version_leaves_the_engine_unusable_until_the_next_o
         _push_first_bucket_only(actor, sender, 6, sealed_as=5)
     with pytest.raises(WeightPushError, match="push of version 6 failed"):
         _generate(actor, _prompts(1))
-    actor._engine.abort_request([str(n) for n in range(1000)])
     _push(actor, sender, 7)
     assert all(r.policy_version == 7 for r in _generate(actor, _prompts(2)).values())
 

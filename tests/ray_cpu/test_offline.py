@@ -16,7 +16,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from rlhf_ray.cluster import launch_offline
+from rlhf_ray.cluster import launch_offline, run_offline
 from rlhf_ray.config import PreferenceConfig, SFTConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.models.tiny import tiny_model
@@ -99,16 +99,17 @@ def test_a_killed_worker_costs_time_and_nothing_else(
     assert not verify(tmp_path / "shot" / "checkpoints" / "step-000014")
 
 
-def test_a_fault_of_a_worker_is_one_sentence_and_its_traceback_a_file(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def damaged(config: Any, folder: Path, run_dir: Path) -> Any:
+def test_a_fault_of_a_worker_is_one_sentence_and_its_traceback_a_file(tiny: Path, tmp_path: Path) -> None:
+    def damaged(config: Any, folder: Path, run_dir: Path) -> launch.TaskRun:
         (run_dir / "data" / "train.arrow").write_bytes(b"no table")
-        return launch.start(config, folder, run_dir)
+        return launch.TaskRun(config, folder, run_dir)
 
-    monkeypatch.setattr("rlhf_ray.cluster.start", damaged)
-    with pytest.raises(RunError, match=r"worker 0: ArrowInvalid: .*the traceback is in .*failure-rank0\.txt"):
-        launch_offline(_preference(tiny, {"max_steps": 1}), tmp_path / "run", False, "test")
+    config, found = (
+        _preference(tiny, {"max_steps": 1}),
+        r"worker 0: ArrowInvalid: .*traceback is in .*failure-rank0\.txt",
+    )
+    with pytest.raises(RunError, match=found):
+        run_offline(config, tmp_path / "run", False, "test", lambda news: None, start=damaged)
     traceback = (tmp_path / "run" / "failure-rank0.txt").read_text()
     assert "in read_table" in traceback
 
