@@ -105,6 +105,7 @@ def test_the_engine_is_asked_for_temperature_alone(monkeypatch: pytest.MonkeyPat
     engine = SimpleNamespace(
         from_engine_args=lambda _: engine,
         add_request=lambda request, prompt, sampling: asked.update(sampling.__dict__),
+        abort_request=lambda requests: asked.update(dropped=len(requests)),
     )
     vllm = SimpleNamespace(
         EngineArgs=Arguments, LLMEngine=engine, SamplingParams=lambda **settings: SimpleNamespace(**settings)
@@ -116,7 +117,7 @@ def test_the_engine_is_asked_for_temperature_alone(monkeypatch: pytest.MonkeyPat
     actor = rollout_actor.RolloutActor(spec)
     with pytest.raises(Exception, match="no weights have been pushed yet"):
         next(actor.generate([PROMPT], 1, (0,)))
-    assert asked["temperature"] == TEMPERATURE and asked["max_tokens"] == 9
+    assert asked["temperature"] == TEMPERATURE and asked["max_tokens"] == 9 and asked["dropped"] == 1
     assert asked["logprobs_mode"] == "processed_logprobs", "those of logits / temperature, as the learner's"
     assert asked["generation_config"] == "vllm", "not the sampling settings of the model's folder"
     assert not set(asked) & {"top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
