@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # loads torch
     from rlhf_ray.actors.controller import Folders
 
 _POLL_S = 0.5
+_ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody drains its node; a process less for each group
 
 
 @contextlib.contextmanager
@@ -48,8 +49,9 @@ def connected(placement: PlacementConfig, cpus: float = 1.0) -> Iterator[None]:
         return
     address = placement.address or os.environ.get("RAY_ADDRESS")
     settings: dict[str, Any] = {"address": address} if address else _embedded(placement, cpus)
+    environment = _environment() if address else {**_environment(), **_ONE_MACHINE}
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env={"env_vars": _environment()}, **settings)
+    ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env={"env_vars": environment}, **settings)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # ray.init puts one there that exits at once
     try:
@@ -230,6 +232,7 @@ def _environment() -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a role with 0 GPUs must not see any
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead rank is noticed, and a finished one let go, that soon
     }
 
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from rlhf_ray.cli.main import main
-from rlhf_ray.config import RunConfig
+from rlhf_ray.cluster import connected
+from rlhf_ray.config import PlacementConfig, RunConfig
 from rlhf_ray.config_file import load_config
 from rlhf_ray.models.tiny import tiny_encoder, tiny_model
 
@@ -27,9 +27,8 @@ def _blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with connected(PlacementConfig(), cpus=2):
+        yield
 
 
 def _smaller(words: list[str], models: dict[str, Path]) -> list[str]:

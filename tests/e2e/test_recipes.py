@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 from transformers import AutoModelForCausalLM
 
 from rlhf_ray import metrics as names
-from rlhf_ray.cluster import launch_offline
-from rlhf_ray.config import RewardModelConfig, RunConfig, SFTConfig
+from rlhf_ray.cluster import connected, launch_offline
+from rlhf_ray.config import PlacementConfig, RewardModelConfig, RunConfig, SFTConfig
 from rlhf_ray.config_file import RECIPES, load_config
 from rlhf_ray.data.synthetic import create_preference_data
 from rlhf_ray.evaluation.reward import EVALUATION_FILE, RewardEvaluation
@@ -33,9 +32,8 @@ def _offline_recipes() -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with connected(PlacementConfig(), cpus=2):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,8 @@ THREADS = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, namespace="feedback-writer")
+    settings = {"num_cpus": 2, "include_dashboard": False, "_system_config": {"worker_niceness": 0}}
+    ray.init("local", log_to_driver=False, namespace="feedback-writer", **settings)
     yield
     ray.shutdown()
 

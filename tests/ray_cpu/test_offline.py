@@ -12,12 +12,11 @@ from typing import Any
 
 import psutil
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file
 
-from rlhf_ray.cluster import launch_offline, run_offline
-from rlhf_ray.config import PreferenceConfig, SFTConfig
+from rlhf_ray.cluster import connected, launch_offline, run_offline
+from rlhf_ray.config import PlacementConfig, PreferenceConfig, SFTConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.offline import launch
@@ -27,9 +26,8 @@ from rlhf_ray.rundir.lines import read_lines
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with connected(PlacementConfig(), cpus=2):
+        yield
 
 
 @pytest.fixture(scope="module")

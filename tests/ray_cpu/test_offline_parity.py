@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig as DPOArguments
 from trl import DPOTrainer
 
-from rlhf_ray.cluster import launch_offline
-from rlhf_ray.config import PreferenceConfig, RewardModelConfig
+from rlhf_ray.cluster import connected, launch_offline
+from rlhf_ray.config import PlacementConfig, PreferenceConfig, RewardModelConfig
 from rlhf_ray.data.length_buckets import LengthBuckets
 from rlhf_ray.data.synthetic import create_preference_data
 from rlhf_ray.models.tiny import tiny_encoder, tiny_model
@@ -34,9 +33,8 @@ TRAIN = {"batch_size": BATCH, "learning_rate": 1e-3, "max_steps": 2, "checkpoint
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with connected(PlacementConfig(), cpus=2):
+        yield
 
 
 def _gradient(run: Path) -> dict[str, Tensor]:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from transformers import AutoModelForSequenceClassification
 
-from rlhf_ray.cluster import launch_offline
-from rlhf_ray.config import RewardModelConfig
+from rlhf_ray.cluster import connected, launch_offline
+from rlhf_ray.config import PlacementConfig, RewardModelConfig
 from rlhf_ray.errors import UserError
 from rlhf_ray.evaluation.reward import EVALUATION_FILE, RewardEvaluation
 from rlhf_ray.models.reward.scorer import RewardScorer
@@ -28,9 +27,8 @@ KIND, RUDE = ("please take my help", "thank you, good question", "happy to help"
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with connected(PlacementConfig(), cpus=2):
+        yield
 
 
 @pytest.fixture(scope="module")
