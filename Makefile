@@ -23,7 +23,7 @@ demo: .venv/.stamp  ## align a real chat model with PPO, offline, in some ten mi
 	@$(BIN)/rlhf-ray demo $(ARGS)
 
 test: .venv/.stamp  ## run all tests but tests/gpu, or those that ARGS names: make test ARGS="-k kl"
-	@$(BIN)/pytest --ignore=tests/gpu -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/pytest --ignore=tests/gpu $(ARGS)
 
 check: .venv/.stamp  ## lint, types, import layers
 	@$(BIN)/ruff check rlhf_ray tests

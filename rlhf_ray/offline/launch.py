@@ -187,14 +187,12 @@ def _fit(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, obj
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
     from ray.train.v2.api.result import Result
 
-    from rlhf_ray.offline.worker import train_worker
-
     for old in run_dir.glob(FAILURE_FILE.format(rank="*")):
         old.unlink()
     train, gpu = config.train, config.train.gpus_per_worker > 0
     resources = {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if gpu else {})
     trainer = TorchTrainer(
-        train_worker,  # type: ignore[arg-type]  # Ray returns rank 0's value; its annotation is older
+        _train_worker,  # type: ignore[arg-type]  # Ray returns rank 0's value; its annotation is older
         train_loop_config={"config": config, "folder": str(folder), "run_dir": str(run_dir)},
         scaling_config=ScalingConfig(
             num_workers=train.num_workers,
@@ -218,6 +216,13 @@ def _fit(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, obj
     if not isinstance(result.return_value, dict):
         raise RunError("worker 0 ended without its figures; the log above says why")
     return dict(result.return_value)
+
+
+def _train_worker(loop: Mapping[str, Any]) -> dict[str, object]:
+    """What each rank runs. Only ranks load the libraries that train: they take half of a short run's start."""
+    from rlhf_ray.offline.worker import train_worker
+
+    return train_worker(loop)
 
 
 def _explained(failures: Mapping[int, BaseException], run_dir: Path) -> Exception:

@@ -17,8 +17,11 @@ from typing import Any
 
 import httpx
 import pytest
+from transformers import AutoTokenizer
 
-from rlhf_ray.config_file import dump_config
+from rlhf_ray.config import RunConfig
+from rlhf_ray.config_file import dump_config, load_config
+from rlhf_ray.data.prompts import ShuffledPrompts, load_prompts
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.rundir.commit import latest_commit
 from rlhf_ray.rundir.rollout_table import read_rollouts
@@ -61,12 +64,21 @@ class World:
             check=False,
         )
 
-    def start(self, run: str) -> subprocess.Popen[str]:
-        """The same in the background; its output is in RUN.log."""
-        with (self.folder / f"{run}.log").open("w") as log:
+    def start(self, run: str, log: str) -> subprocess.Popen[str]:
+        """The same in the background; its output is in LOG."""
+        with (self.folder / log).open("w") as file:
             return subprocess.Popen(
-                self.command(run), cwd=self.folder / "work", env=self._environment(), stdout=log, stderr=log, text=True
+                self.command(run),
+                cwd=self.folder / "work",
+                env=self._environment(),
+                stdout=file,
+                stderr=file,
+                text=True,
             )
+
+    def said(self, log: str) -> str:
+        """What it has said so far."""
+        return (self.folder / log).read_text()
 
     def _environment(self, token: str | None = TOKEN) -> dict[str, str]:
         """Without the token of whoever runs the tests; the package is found from the working directory too."""
@@ -118,87 +130,87 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield World(cluster, folder)
 
 
-def _until(true: Callable[[], object]) -> None:
+def _until(true: Callable[[], object], client: subprocess.Popen[str]) -> None:
+    """Waits while the client lives."""
     deadline = time.monotonic() + PATIENCE_S
     while not true():
-        assert time.monotonic() < deadline
+        assert client.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
 
 
 @dataclass(frozen=True)
-class Plain:
-    """A run whose first client was killed, and the client that came after."""
+class Story:
+    """A run whose first client was killed, that lost a node, was stopped with Ctrl-C, and submitted again."""
 
-    second: subprocess.CompletedProcess[str]
+    seen: int
+    """Steps done when the second client had come and the node was killed."""
+    stopped: int
+    committed: int
+    """The newest commit after the stop, and the last step of the metrics."""
+    last: int
+    third: subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="module")
-def plain(world: World) -> Plain:
-    client = world.start("plain")
-    _until(lambda: "Running entrypoint" in (world.folder / "plain.log").read_text())
+def story(world: World) -> Story:
+    client = world.start("run", "first.log")
+    _until(lambda: "Running entrypoint" in world.said("first.log"), client)
     client.kill()
     client.wait(10)
-    return Plain(world.submit("plain"))
-
-
-@dataclass(frozen=True)
-class Disturbed:
-    """A run that was stopped with Ctrl-C, submitted again, and lost a node."""
-
-    stopped: int
-    said: str
-    committed: list[int]
-    """The newest commit, and the last step of the metrics, after the stop."""
-    last: int
-
-
-@pytest.fixture(scope="module")
-def disturbed(world: World) -> Disturbed:
-    client = world.start("disturbed")
-    _until(lambda: len(world.lines("disturbed")) > EVERY)
+    client = world.start("run", "second.log")
+    _until(lambda: len(world.lines("run")) > EVERY, client)
+    seen = len(world.lines("run"))
+    os.kill(world.cluster.raylets[world.node_of("rollout-0:run")], signal.SIGKILL)
+    _until(lambda: any(event["kind"] == "resume" for event in world.lines("run", "events.jsonl")), client)
+    resumed = len(world.lines("run"))
+    _until(lambda: len(world.lines("run")) > resumed + 1, client)
     client.send_signal(signal.SIGINT)
     stopped = client.wait(PATIENCE_S)
-    said = (world.folder / "disturbed.log").read_text()
-    commit = latest_commit(world.folder / "disturbed" / "checkpoints")
-    committed = [commit.meta["step"] if commit else 0, len(world.lines("disturbed"))]
-    again = world.start("disturbed")
-    _until(lambda: len(world.lines("disturbed")) > committed[1] + 1)
-    os.kill(world.cluster.raylets[world.node_of("rollout-0:disturbed")], signal.SIGKILL)
-    return Disturbed(stopped, said, committed, again.wait(PATIENCE_S))
+    commit = latest_commit(world.folder / "run" / "checkpoints")
+    committed = int(commit.meta["step"]) if commit else 0
+    return Story(seen, stopped, committed, len(world.lines("run")), world.submit("run"))
 
 
-def test_a_job_outlives_the_machine_that_submitted_it(world: World, plain: Plain) -> None:
-    """The same command again follows the job, from the beginning of its log to its end."""
-    assert plain.second.returncode == 0, plain.second.stdout + plain.second.stderr
-    assert "job plain is running already" in plain.second.stderr
-    assert all(f"step {step}/{STEPS}" in plain.second.stdout for step in range(1, STEPS + 1))
-    assert json.loads((world.folder / "plain" / "summary.json").read_text())["finished"]
-    assert len(world.lines("plain")) == STEPS
+def test_a_job_outlives_the_machine_that_submitted_it(world: World, story: Story) -> None:
+    """The same command again follows the job, from the beginning of its log."""
+    said = world.said("second.log")
+    assert "job run is running already" in said
+    assert all(f"step {step}/{STEPS}" in said for step in range(1, story.seen + 1))
 
 
-def test_a_stopped_job_has_committed_its_last_step(world: World, disturbed: Disturbed) -> None:
-    assert disturbed.stopped == 130
-    step, last = disturbed.committed
-    assert EVERY < step == last < STEPS, "the commit was made because of the stop, and no step is lost"
-    assert "stopping the job: its step ends and commits first" in disturbed.said
-
-
-def test_a_run_goes_on_after_the_loss_of_a_node(world: World, disturbed: Disturbed) -> None:
-    assert disturbed.last == 0, (world.folder / "disturbed.log").read_text()[-4000:]
-    events = world.lines("disturbed", "events.jsonl")
+def test_a_run_goes_on_after_the_loss_of_a_node(world: World, story: Story) -> None:
+    events = world.lines("run", "events.jsonl")
     (lost,) = [event["sentence"] for event in events if event["kind"] == "restart"]
     assert lost.startswith("Lost node ") and "retry 1 of at most 3" in lost
-    resumed = [event["sentence"] for event in events if event["kind"] == "resume"]
-    assert len(resumed) == 2 and resumed[0] == f"Continuing after step {disturbed.committed[0]}."
-    assert "job disturbed-2 is submitted" in (world.folder / "disturbed.log").read_text()
-    assert [line["step"] for line in world.lines("disturbed")] == list(range(1, STEPS + 1))
+    first, _ = [event["sentence"] for event in events if event["kind"] == "resume"]
+    assert first in {f"Continuing after step {step}." for step in range(EVERY, STEPS, EVERY)}
 
 
-def test_no_prompt_is_lost_and_none_is_used_twice(world: World, plain: Plain, disturbed: Disturbed) -> None:
-    """Stop, resume, loss and recovery do not change which prompts a step takes."""
-    undisturbed = world.prompts("plain")
-    assert world.prompts("disturbed") == undisturbed and len(undisturbed) == STEPS
-    epoch = [prompt for step in undisturbed[: PROMPTS // A_STEP] for prompt in set(step)]
+def test_a_stopped_job_has_committed_its_last_step(world: World, story: Story) -> None:
+    assert story.stopped == 130
+    assert EVERY < story.committed == story.last < STEPS, "no step is lost"
+    assert "stopping the job: its step ends and commits first" in world.said("second.log")
+
+
+def test_submitted_again_it_goes_on_to_the_end(world: World, story: Story) -> None:
+    assert story.third.returncode == 0, story.third.stdout + story.third.stderr
+    assert "job run-2 is submitted" in story.third.stderr
+    _, second = [event["sentence"] for event in world.lines("run", "events.jsonl") if event["kind"] == "resume"]
+    assert second == f"Continuing after step {story.committed}."
+    assert json.loads((world.folder / "run" / "summary.json").read_text())["finished"]
+    assert [line["step"] for line in world.lines("run")] == list(range(1, STEPS + 1))
+
+
+def test_no_prompt_is_lost_and_none_is_used_twice(world: World, story: Story) -> None:
+    """Loss, recovery, stop and resume do not change which prompts a step takes: those of the plan."""
+    work = world.folder / "work"
+    config = load_config(work / "run.yaml", [f"prompts.path={work / 'prompts.jsonl'}"])
+    assert isinstance(config, RunConfig)
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    plan = ShuffledPrompts(load_prompts(config.prompts, tokenizer, config.train.eval_prompts)[0], config.seed)
+    used = world.prompts("run")
+    assert used == [sorted(2 * [prompt.id for prompt in plan.take(A_STEP)]) for _ in range(STEPS)]
+    epoch = [prompt for step in used[: PROMPTS // A_STEP] for prompt in set(step)]
     assert len(epoch) == len(set(epoch)) == PROMPTS
 
 

@@ -19,7 +19,7 @@ import pytest
 import ray
 import yaml
 
-from rlhf_ray.cluster import connected, launch
+from rlhf_ray.cluster import connected, launch, launch_offline
 from rlhf_ray.config import PlacementConfig, RunConfig
 from rlhf_ray.config_file import load_config
 from rlhf_ray.models.tiny import tiny_model
@@ -86,30 +86,6 @@ def test_a_trial_that_shares_is_the_run_that_it_would_be_alone(place: Path, clus
         assert shared[figure] == alone[figure], figure
 
 
-def test_a_shared_engine_that_dies_costs_no_trial(place: Path, cluster: None) -> None:
-    """The trial that it served goes on from its newest commit, at the engine that Ray has started again."""
-    own = ["train.num_steps=6", "train.checkpoint_every=2", "search=random", "trials=2"]
-    plan = load_sweep(ROOT / "tune_configs" / "grpo_lr_kl.yaml", [*TINY, *own])
-    out, killed = place / "killed-engine", list[int]()
-
-    def kill() -> None:
-        lines = out / "runs" / "00000" / "metrics.jsonl"
-        while not (lines.is_file() and len(read_lines(lines)) > 2):
-            time.sleep(0.05)
-        pid = ray.get(ray.get_actor(f"rollout-0:{out.name}").__ray_call__.remote(lambda self: os.getpid()))
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    run_sweep(plan, out, resume=False, command="test")
-    assert killed and {state for state, _ in _state(out).values()} == {"finished"}
-    for run in (out / "runs").iterdir():
-        assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == list(range(1, 7)), run
-    events = [one["kind"] for one in read_lines(out / "runs" / "00000" / "events.jsonl")]
-    assert "resume" in events
-
-
 def test_asha_ends_trials_early(place: Path, cluster: None) -> None:
     """The shipped sweep of PPO. It goes by a number that says at the first step already which trial lags behind."""
     own = ["critic.lora=null", "critic.init=policy", "train.num_steps=2", "trials=1", "scheduler.grace=1"]
@@ -122,20 +98,37 @@ def test_asha_ends_trials_early(place: Path, cluster: None) -> None:
     assert [len(read_lines(run / "metrics.jsonl")) for run in runs] == [2, 1, 1]
 
 
-def test_optuna_hears_the_mean_of_the_seeds(place: Path, cluster: None) -> None:
-    """The shipped sweep of GRPO, with two seeds of each proposal."""
-    plan = load_sweep(ROOT / "tune_configs" / "grpo_lr_kl.yaml", [*TINY, "train.num_steps=2", "trials=2", "seeds=2"])
-    run_sweep(plan, place / "optuna", resume=False, command="test")
-    told = [json.loads(file.read_text()) for file in sorted((place / "optuna").glob("runs/*/trial.json"))]
+def test_optuna_hears_the_mean_of_the_seeds_and_an_engine_that_dies_costs_no_trial(place: Path, cluster: None) -> None:
+    """The shipped sweep of GRPO, with two seeds of each proposal. The shared engine is killed while the first trial
+    trains, which goes on from its newest commit, at the engine that Ray has started again."""
+    own = ["train.num_steps=6", "train.checkpoint_every=2", "trials=2", "seeds=2"]
+    plan = load_sweep(ROOT / "tune_configs" / "grpo_lr_kl.yaml", [*TINY, *own])
+    out, killed = place / "optuna", list[int]()
+
+    def kill() -> None:
+        lines = out / "runs" / "00000" / "metrics.jsonl"
+        while not (lines.is_file() and len(read_lines(lines)) > 2):
+            time.sleep(0.05)
+        pid = ray.get(ray.get_actor(f"rollout-0:{out.name}").__ray_call__.remote(lambda self: os.getpid()))
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    run_sweep(plan, out, resume=False, command="test")
+    told = [json.loads(file.read_text()) for file in sorted(out.glob("runs/*/trial.json"))]
     assert {one["state"] for one in told} == {"finished"} and sorted(one["seed"] for one in told) == [0, 0, 1, 1]
-    proposals = {json.dumps(one["values"]) for one in told}
-    assert len(proposals) == 2, "each proposal is run with both seeds"
+    assert len({json.dumps(one["values"]) for one in told}) == 2, "each proposal is run with both seeds"
+    for run in (out / "runs").iterdir():
+        assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == list(range(1, 7)), run
+    events = [one["kind"] for one in read_lines(out / "runs" / "00000" / "events.jsonl")]
+    assert killed and "resume" in events
 
 
 def test_a_population_copies_its_best(place: Path, cluster: None) -> None:
-    """With a learning rate that does nothing in half of the trials, the others' weights are taken over."""
+    """A learning rate that does nothing against one that learns: who lags behind takes the other's weights over."""
     rates = "space={policy.learning_rate: {choice: [1.0e-9, 3.0e-3]}}"
-    own = ["train.num_steps=6", "trials=4", "concurrent=4", "search=random", "seed=1", "rollout.samples_per_prompt=8"]
+    own = ["train.num_steps=6", "trials=2", "concurrent=2", "search=random", "seed=1", "rollout.samples_per_prompt=8"]
     scheduler = "scheduler={type: pbt, metric: reward/mean, every: 2, quantile: 0.5}"
     plan = load_sweep(ROOT / "tune_configs" / "grpo_lr_kl.yaml", [*TINY, *own, rates, scheduler])
     run_sweep(plan, place / "population", resume=False, command="test")
@@ -178,7 +171,7 @@ def _table(folder: Path) -> dict[str, object]:
     return found
 
 
-def test_the_commands_of_the_guide_and_a_killed_sweep(place: Path) -> None:
+def test_the_commands_of_the_guide_and_a_killed_sweep(place: Path, cluster: None) -> None:
     """The driver is killed while its second trial trains. Resumed, the sweep leaves the first alone and ends with the
     table of a sweep that was left alone."""
     (place / "tune_configs").symlink_to(ROOT / "tune_configs")
@@ -202,12 +195,12 @@ def test_the_commands_of_the_guide_and_a_killed_sweep(place: Path) -> None:
     assert resumed.returncode == 0, heard
     assert first.stat().st_mtime_ns == made and {state for state, _ in _state(out).values()} == {"finished"}
     assert "recommended.yaml" in said and yaml.safe_load((out / "recommended.yaml").read_text())["kind"] == "preference"
-    alone = _start([*run, *smaller, "--out", "undisturbed"])
-    assert alone.wait(400) == 0, alone.communicate()
+    run_sweep(load_sweep(Path(run[1]), smaller), place / "undisturbed", resume=False, command="test")
     assert _table(out) == _table(place / "undisturbed")
     last = out / "runs" / "00002"
-    single = _start(["train", str(last / "config.yaml"), "--run-dir", "single"])
-    assert single.wait(300) == 0, single.communicate()
+    config = load_config(last / "config.yaml")
+    assert not isinstance(config, RunConfig)
+    launch_offline(config, place / "single", resume=False, command="test")
     assert _comparable(last) == _comparable(place / "single"), "the third trial in its worker group is the run alone"
     tables = list((out / "data").iterdir())
     assert len(tables) == 1 and (out / "runs" / "00002" / "data").resolve() == tables[0], "one set of token ids"
