@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_ray.cli.main import main
-from rlhf_ray.cluster import connected
-from rlhf_ray.config import PlacementConfig, RunConfig
+from rlhf_ray.config import RunConfig
 from rlhf_ray.config_file import load_config
 from rlhf_ray.models.tiny import tiny_encoder, tiny_model
+from tests.warm_group import warm_group
 
 GUIDE = Path(__file__).parents[2] / "docs" / "preferences.md"
 SMALL = ["train.max_steps=2", "train.batch_size=4", "train.cpus_per_worker=0.5", "data.max_tokens=500"]
@@ -26,8 +26,8 @@ def _blocks(language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with connected(PlacementConfig(), cpus=2):
+def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with warm_group(tmp_path_factory.mktemp("group")):
         yield
 
 

@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from rlhf_ray import metrics as names
-from rlhf_ray.cluster import connected, launch_offline
-from rlhf_ray.config import PlacementConfig, RewardModelConfig, RunConfig, SFTConfig
+from rlhf_ray.cluster import launch_offline
+from rlhf_ray.config import RewardModelConfig, RunConfig, SFTConfig
 from rlhf_ray.config_file import RECIPES, load_config
 from rlhf_ray.data.synthetic import create_preference_data
 from rlhf_ray.evaluation.reward import EVALUATION_FILE, RewardEvaluation
@@ -21,6 +21,7 @@ from rlhf_ray.models.tiny import tiny_encoder, tiny_model
 from rlhf_ray.rundir.commit import verify
 from rlhf_ray.rundir.lines import read_lines
 from rlhf_ray.types import Message
+from tests.warm_group import warm_group
 
 OBJECTIVES = ["helpfulness", "honesty", "courtesy"]
 
@@ -31,8 +32,8 @@ def _offline_recipes() -> list[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with connected(PlacementConfig(), cpus=2):
+def _ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with warm_group(tmp_path_factory.mktemp("group")):
         yield
 
 
