@@ -219,7 +219,12 @@ def _embedded(placement: PlacementConfig, cpus: float) -> dict[str, Any]:
         "object_store_memory": 2**30,
         # More actors than cores is meant here; Ray would warn of each. Workers of Ray's default priority, 15, would be
         # interrupted by Ray's own processes, which poll all the time: measured, by up to a fifth of a training step.
-        "_system_config": {"worker_maximum_startup_concurrency": logical, "worker_niceness": 0},
+        # Most actors have an environment of their own, so a worker for each CPU in advance would be started in vain.
+        "_system_config": {
+            "worker_maximum_startup_concurrency": logical,
+            "worker_niceness": 0,
+            "prestart_worker_first_driver": False,
+        },
     }
 
 
