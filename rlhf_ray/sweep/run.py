@@ -26,7 +26,7 @@ _ENDING_S = 120  # a trial that is ended early ends its step first, and its proc
 def run_sweep(plan: Plan, sweep_dir: Path, resume: bool, command: str) -> dict[str, Any]:
     """Runs the trials of `plan` that are not finished yet; returns what the sweep cost, also in `summary.json`.
 
-    `UserError` before anything has started; `RunError` if no trial could finish or none reported the metric.
+    `UserError` before anything has started; `RunError` if a trial ends without the metric. Failed trials are counted.
     """
     began = time.monotonic()
     needed = next(demand.total(plan.config.concurrent) for demand in demands(plan) if demand.unit == "CPUs")

@@ -22,6 +22,7 @@ import yaml
 from rlhf_ray.cluster import connected, launch, launch_offline
 from rlhf_ray.config import PlacementConfig, RunConfig
 from rlhf_ray.config_file import load_config
+from rlhf_ray.data.synthetic import create_preference_data
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.rundir.lines import read_lines
 from rlhf_ray.sweep.plan import FIGURES, load_sweep
@@ -140,12 +141,15 @@ def test_a_population_copies_its_best(place: Path, cluster: None) -> None:
         assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == list(range(1, 7)), run
 
 
-def test_the_median_rule(place: Path, cluster: None) -> None:
-    """The shipped sweep of the adaptive beta."""
+def test_the_median_rule_and_trials_that_failed_are_tried_again(place: Path, cluster: None) -> None:
+    """The shipped sweep of the adaptive beta, at first without its data."""
+    data = place / "pairs.jsonl"
     own = [*FIXED, "train.max_steps=4", "train.eval_every=2", "scheduler.grace=2", "scheduler.min_trials=2"]
-    own += ["space.method.adaptive_beta.gain={grid: [0.5]}", "train.epochs=1"]
+    own += ["space.method.adaptive_beta.gain={grid: [0.5]}", "train.epochs=1", f"data.path={data}"]
     plan = load_sweep(ROOT / "tune_configs" / "adaptive_beta.yaml", own)
-    run_sweep(plan, place / "median", resume=False, command="test")
+    assert run_sweep(plan, place / "median", resume=False, command="test")["failed"] == 3
+    data.write_text("".join(json.dumps(row) + "\n" for row in create_preference_data(60, kind="pairs", seed=1)))
+    run_sweep(plan, place / "median", resume=True, command="test")
     states = _state(place / "median")
     assert len(states) == 3 and {state for state, _ in states.values()} <= {"finished", "stopped"}, states
 
