@@ -105,9 +105,10 @@ def test_optuna_hears_the_mean_of_the_seeds_and_an_engine_that_dies_costs_no_tri
     own = ["train.num_steps=6", "train.checkpoint_every=2", "trials=2", "seeds=2"]
     plan = load_sweep(ROOT / "tune_configs" / "grpo_lr_kl.yaml", [*TINY, *own])
     out, killed = place / "optuna", list[int]()
+    first = out / "runs" / "00001"  # with Optuna Tune counts from 1
 
     def kill() -> None:
-        lines = out / "runs" / "00000" / "metrics.jsonl"
+        lines = first / "metrics.jsonl"
         while not (lines.is_file() and len(read_lines(lines)) > 2):
             time.sleep(0.05)
         pid = ray.get(ray.get_actor(f"rollout-0:{out.name}").__ray_call__.remote(lambda self: os.getpid()))
@@ -122,7 +123,7 @@ def test_optuna_hears_the_mean_of_the_seeds_and_an_engine_that_dies_costs_no_tri
     assert len({json.dumps(one["values"]) for one in told}) == 2, "each proposal is run with both seeds"
     for run in (out / "runs").iterdir():
         assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == list(range(1, 7)), run
-    events = [one["kind"] for one in read_lines(out / "runs" / "00000" / "events.jsonl")]
+    events = [one["kind"] for one in read_lines(first / "events.jsonl")]
     assert killed and "resume" in events
 
 
