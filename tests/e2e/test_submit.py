@@ -34,7 +34,12 @@ STEPS, EVERY, PROMPTS, A_STEP = 14, 4, 24, 4
 PATIENCE_S = 600
 SHARE = 0.4
 """Of a CPU for each role, so that all fit on the node that is left. Ray starts a process in advance for each CPU."""
-REWARD = "def vowels(prompt, response, reference):\n    return sum(c in 'aeiou' for c in response) / 10\n"
+REWARD = """import time
+
+def vowels(prompt, response, reference):
+    time.sleep(0.15)  # a stop must come before the end of the run
+    return sum(c in "aeiou" for c in response) / 10
+"""
 
 
 @dataclass(frozen=True)
