@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ def run_config(model: Path, prompts: Path | str = "demo", /, **changes: Any) -> 
 def share_of_vowels(prompt: str, response: str, reference: str | None) -> float:
     """The share of vowels among the characters of a response: a toy reward that a tiny model can learn."""
     return sum(character in "aeiou" for character in response) / max(1, len(response))
+
+
+def interruptible() -> None:
+    """For a process that is to be stopped with Ctrl-C. What a shell runs in the background ignores it, children too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def random_batch(rows: int, width: int, vocabulary: int, seed: int = 0) -> Batch:

@@ -17,6 +17,7 @@ import yaml
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.serving.app import serving_config
 from rlhf_ray.serving.state import ServiceState
+from tests.builders import interruptible
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 GUIDE = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -35,7 +36,9 @@ def _answers(folder: Path, port: int, *words: str) -> httpx.Response:
     program = shutil.which("serve", path=str(Path(sys.executable).parent))
     assert program is not None
     with (folder / f"log-{port}").open("w") as log:
-        process = subprocess.Popen([program, "run", *words], cwd=folder, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [program, "run", *words], cwd=folder, stdout=log, stderr=log, preexec_fn=interruptible
+        )
     try:
         deadline = time.monotonic() + START_S
         while True:

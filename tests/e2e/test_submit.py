@@ -25,7 +25,7 @@ from rlhf_ray.data.prompts import ShuffledPrompts, load_prompts
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.rundir.commit import latest_commit
 from rlhf_ray.rundir.rollout_table import read_rollouts
-from tests.builders import run_config
+from tests.builders import interruptible, run_config
 from tests.local_cluster import TOKEN, LocalCluster, local_cluster, token_environment
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +79,7 @@ class World:
                 stdout=file,
                 stderr=file,
                 text=True,
+                preexec_fn=interruptible,
             )
 
     def said(self, log: str) -> str:
