@@ -10,13 +10,16 @@ from typing import Any
 
 import torch.multiprocessing as mp
 
+_LIBRARIES = ["torch", "transformers", "peft", "deepspeed", "trl", "rlhf_ray.offline.worker"]
+
 
 def on_ranks(world_size: int, work: Callable[..., Any], *arguments: object) -> list[Any]:
     """`work(rank, *arguments)` on every rank; the values in rank order. Fails with the first rank's traceback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(_LIBRARIES)  # loaded once; spawned ranks would take most of their time for it
     answers = context.SimpleQueue()
     ranks = [
         context.Process(target=_rank, args=(rank, world_size, port, work, arguments, answers))
