@@ -89,12 +89,10 @@ class RolloutActor:
                 version, outputs = self._on_engine(lambda: self._step(owner))
                 for output in outputs:
                     waiting[output.request_id].note(version, output)
-                done = [output for output in outputs if output.finished]
-                if done:
+                if done := [output for output in outputs if output.finished]:
                     yield [waiting.pop(output.request_id).rollout(output) for output in done]
         finally:  # after a refusal, or when nobody wants the rest, the engine must not go on with it
-            if waiting:
-                self._on_engine(lambda: self._engine.abort_request(list(waiting)))
+            self._on_engine(lambda: self._engine.abort_request(list(waiting)))
 
     def _add(self, request: str, prompt: Prompt, seed: int) -> None:
         from vllm import SamplingParams
@@ -114,8 +112,7 @@ class RolloutActor:
         if self._version is None:
             raise WeightPushError(f"this engine has no valid weights: {self._reason}")
         with self._watch:
-            outputs: list[Any] = self._engine.step()
-        return self._version, outputs
+            return self._version, self._engine.step()
 
     def _on_engine(self, work: Callable[[], T]) -> T:
         return self._thread.submit(work).result()
