@@ -22,7 +22,6 @@ import yaml
 from rlhf_ray.cluster import connected, launch, launch_offline
 from rlhf_ray.config import PlacementConfig, RunConfig
 from rlhf_ray.config_file import load_config
-from rlhf_ray.data.synthetic import create_preference_data
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.rundir.lines import read_lines
 from rlhf_ray.sweep.plan import FIGURES, load_sweep
@@ -149,7 +148,8 @@ def test_the_median_rule_and_trials_that_failed_are_tried_again(place: Path, clu
     own += ["space.method.adaptive_beta.gain={grid: [0.5]}", "train.epochs=1", f"data.path={data}"]
     plan = load_sweep(ROOT / "tune_configs" / "adaptive_beta.yaml", own)
     assert run_sweep(plan, place / "median", resume=False, command="test")["failed"] == 3
-    data.write_text("".join(json.dumps(row) + "\n" for row in create_preference_data(60, kind="pairs", seed=1)))
+    rows = [{"prompt": f"is {i} a number?", "chosen": "yes, it is", "rejected": "who knows"} for i in range(60)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run_sweep(plan, place / "median", resume=True, command="test")
     states = _state(place / "median")
     assert len(states) == 3 and {state for state, _ in states.values()} <= {"finished", "stopped"}, states
