@@ -189,7 +189,7 @@ def _asks_for_a_token(url: str) -> bool:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error) or type(error).__name__
         raise UserError(
-            f"no Ray dashboard answers at {url} ({reason}): is the cluster up, and its port 8265 reachable?"
+            f"no Ray dashboard answers at {url} ({reason}): is the cluster up, and that port reachable from here?"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise UserError(
