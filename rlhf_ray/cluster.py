@@ -49,7 +49,7 @@ def connected(placement: PlacementConfig, cpus: float = 1.0) -> Iterator[None]:
         return
     address = placement.address or os.environ.get("RAY_ADDRESS")
     settings: dict[str, Any] = {"address": address} if address else _embedded(placement, cpus)
-    environment = _environment() if address else {**_environment(), **_ONE_MACHINE}
+    environment = _environment() | ({} if address else _ONE_MACHINE)
     handler = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env={"env_vars": environment}, **settings)
     if threading.current_thread() is threading.main_thread():

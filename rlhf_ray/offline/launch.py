@@ -219,7 +219,7 @@ def _fit(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, obj
 
 
 def _train_worker(loop: Mapping[str, Any]) -> dict[str, object]:
-    """What each rank runs. Only ranks load the libraries that train: they take half of a short run's start."""
+    """What each rank runs. Only ranks load the libraries that train; whoever names this need not wait for them."""
     from rlhf_ray.offline.worker import train_worker
 
     return train_worker(loop)

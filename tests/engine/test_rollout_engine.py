@@ -254,6 +254,15 @@ def _push_first_bucket_only(actor: RolloutActor, sender: Sender, version: int, s
         sending.join()
 
 
+def test_answers_that_nobody_wants_any_more_are_dropped(pair: tuple[RolloutActor, Sender]) -> None:
+    actor, sender = pair
+    _push(actor, sender, 20)
+    under_way = actor.generate(_prompts(4), 2, ("left",))
+    next(under_way)
+    under_way.close()
+    assert not actor._engine.has_unfinished_requests() and len(_generate(actor, _prompts(2))) == 2
+
+
 def test_a_claimed_engine_works_for_its_claimant_only(pair: tuple[RolloutActor, Sender]) -> None:
     """What another run has under way is dropped, and its weights are nobody's any more."""
     actor, sender = pair

@@ -256,7 +256,7 @@ def test_nothing_listens_to_other_machines_unasked() -> None:
     assert ServingConfig(model="m").host == "127.0.0.1"
     assert inspect.signature(ray.init).parameters["dashboard_host"].default == "127.0.0.1"
     assert not {"dashboard_host", "_node_ip_address"} & set(_embedded(PlacementConfig(), 1))
-    in_pods = ROOT / "rlhf_ray" / "launching" / "manifests.py"  # where only what a Service names comes in from outside
+    in_pods = ROOT / "rlhf_ray" / "launching" / "manifests.py"  # on a loopback nobody could reach a service's pod
     for file in sorted({*(ROOT / "rlhf_ray").rglob("*.py")} - {in_pods}):
         tree = ast.parse(file.read_text())
         asked = {id(part) for node in ast.walk(tree) if isinstance(node, ast.Compare) for part in ast.walk(node)}
