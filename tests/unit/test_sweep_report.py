@@ -71,6 +71,7 @@ def test_what_did_not_finish_comes_last_with_its_reason(tmp_path: Path) -> None:
     add_trial(folder, {"method.beta": 0.6}, 0, {"heldout_accuracy": None})
     add_trial(folder, {"method.beta": 0.6}, 1, {"heldout_accuracy": 0.9})
     sweep = read_sweep(folder)
+    assert not sweep.unreported, "one that finished without the metric is not all of them"
     assert betas(sweep) == [0.2, 0.6, 0.3, 0.4, 0.5, 0.1]
     rows = [dict(zip(columns(sweep), row, strict=True)) for row in cells(sweep)]
     assert [(row["rank"], row["seeds finished"]) for row in rows[:4]] == [
