@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rlhf_ray.actors.frozen import ReferenceActor, RewardActor
 from rlhf_ray.actors.group import LearnerGroup
 from rlhf_ray.actors.learner import CriticLearner, PolicyLearner
-from rlhf_ray.actors.pools import ReferencePool, RewardPool, RolloutPool
+from rlhf_ray.actors.pools import HEALTH, ReferencePool, RewardPool, RolloutPool
 from rlhf_ray.actors.rollout import RolloutActor
 from rlhf_ray.actors.vllm_engine import EngineSpec, engine_environment
 from rlhf_ray.config import RunConfig
@@ -66,9 +66,9 @@ def make_actors(
     run_dir: Path,
     threads: int,
     roles: Collection[str] = POOLED,
-    max_restarts: int = 0,
 ) -> dict[str, list[Any]]:
-    """The rollout engines, reference replicas and reward replicas that `roles` asks for, starting; by role."""
+    """The rollout engines, reference replicas and reward replicas that `roles` asks for, starting; by role. Ray starts
+    one that dies again, as often as it takes: how often is too often is for the pools to say."""
     rollout, reference, reward = config.rollout, config.reference, config.reward
     spec = engine_spec(config, policy, threads)
     needs = {
@@ -82,7 +82,7 @@ def make_actors(
         "reward": (RewardActor, (reward, tuple(rewards), threads), {}),
     }
     asked = [role for role in POOLED if role in roles]
-    make = _placer(config, run_dir, [need for role in asked for need in needs[role]], max_restarts)
+    make = _placer(config, run_dir, [need for role in asked for need in needs[role]])
     return {
         role: [make(cls, f"{role}-{i}", need, environment).remote(*arguments) for i, need in enumerate(needs[role])]
         for role in asked
@@ -126,7 +126,7 @@ def _place_name(run_dir: Path) -> str:
     return f"roles:{run_dir.name}"
 
 
-def _placer(config: RunConfig, run_dir: Path, needs: Sequence[dict[str, float]], max_restarts: int) -> Place:
+def _placer(config: RunConfig, run_dir: Path, needs: Sequence[dict[str, float]]) -> Place:
     """A maker of named actors. With `placement.mode: separate` each takes the next bundle of one placement group."""
     where: list[Any] = ["DEFAULT"] * len(needs)
     if config.placement.mode == "separate" and needs:
@@ -141,11 +141,12 @@ def _placer(config: RunConfig, run_dir: Path, needs: Sequence[dict[str, float]],
     places = iter(where)
 
     def make(cls: type, name: str, need: dict[str, float], environment: dict[str, str]) -> Any:
-        return ray.remote(cls).options(
+        actor = ray.remote(concurrency_groups={HEALTH: 1})(cls)  # type: ignore[call-overload]  # the stubs lack it
+        return actor.options(
             name=f"{name}:{run_dir.name}",
             num_cpus=need["CPU"],
             num_gpus=need["GPU"],
-            max_restarts=max_restarts,
+            max_restarts=-1,
             max_concurrency=4 if cls is RolloutActor else 1,  # an engine takes weights while it generates
             runtime_env={"env_vars": environment},
             scheduling_strategy=next(places),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from rlhf_ray.actors.build import POOLED, begin_groups, make_actors, make_groups
 from rlhf_ray.actors.group import CriticClient, LearnerGroup, PolicyClient
 from rlhf_ray.actors.pools import Pool
 from rlhf_ray.actors.shared import LeasedEngines, Shared
+from rlhf_ray.actors.watch import Watch
 from rlhf_ray.actors.weight_push import WeightBroadcast
 from rlhf_ray.config import RunConfig
 from rlhf_ray.data.prompts import ShuffledPrompts, load_prompts
@@ -65,6 +67,7 @@ class Controller:
         self._journal = journal.open(run_dir, config.train.keep_checkpoints)
         self._given, self._groups = groups, groups or {}
         self._engines: LeasedEngines | None = None
+        self._watch: Watch | None = None
         self._stopping = False
         self._spent = {"start": 0.0, "evaluate": 0.0}
         self._began = time.monotonic()
@@ -90,6 +93,8 @@ class Controller:
 
     def close(self) -> None:
         """Lets the learners end that this run has made, and leaves shared engines to others."""
+        if self._watch is not None:
+            self._watch.stop()
         if self._given is None:
             for group in self._groups.values():
                 group.stop()
@@ -126,8 +131,12 @@ class Controller:
         owner = self._shared.owner(run_dir)
         rollout, reference, reward = make_pools(config, {**actors, **self._shared.actors}, owner)
         for pool in (reference, reward, rollout):
+            pool.tell = partial(self._journal.event, "revived")
             pool.all("ping")
             pool.busy()  # of other runs, if they are shared
+        self._watch = Watch(
+            [rollout, reference, reward], list(self._groups.values()), partial(self._journal.event, "hung")
+        )
         alone = config.placement.mode == "separate" and config.rollout.gpus >= 1
         weights = WeightBroadcast(policy, rollout, "nccl" if alone else "gloo")
         if owner:

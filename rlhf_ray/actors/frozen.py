@@ -32,6 +32,9 @@ class ReferenceActor:
     def ping(self) -> None:
         """Answers once the model is loaded."""
 
+    def alive(self) -> None:
+        """Answers also while it computes."""
+
     def busy(self) -> Busy:
         """What was computed since the last call."""
         return self._watch.take()
@@ -60,6 +63,9 @@ class RewardActor:
 
     def ping(self) -> None:
         """Answers once the models are loaded."""
+
+    def alive(self) -> None:
+        """Answers also while it computes."""
 
     def busy(self) -> Busy:
         """What was computed since the last call."""

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
-from rlhf_ray.actors.inbox import BEGIN, Begin, Command, Inbox, train_loop
+from rlhf_ray.actors.inbox import BEGIN, Answer, Begin, Command, Inbox, train_loop
 from rlhf_ray.config import LearnerConfig, OfflineTrainConfig
 from rlhf_ray.data.batching import rows_together
 from rlhf_ray.errors import RunError
 from rlhf_ray.ports import Busy, Metrics
 from rlhf_ray.types import Batch
 
+TRIES = 3
+"""How often what died is tried again before it is taken for the fault of what was tried."""
 _POLL_S = 5.0
+_REBUILD_S = 1.0
 _COMPUTE = frozenset({"logprobs", "values", "update"})
 
 
@@ -48,7 +52,7 @@ class LearnerGroup:
         self._beginning: int | None = None
         self._busy = Busy(0.0, [])
         self.inbox: Any = ray.remote(Inbox).options(name=f"{role}:{name}", num_cpus=0).remote(config.num_workers)
-        self._trainer = TorchTrainer(
+        self._trainer: Callable[[], Any] = lambda: TorchTrainer(
             train_loop,
             train_loop_config={"inbox": self.inbox, "threads": threads},
             scaling_config=ScalingConfig(
@@ -61,7 +65,7 @@ class LearnerGroup:
             run_config=RunConfig(  # type: ignore[call-arg]  # annotated as its predecessor
                 name=f"{role}-{time.time_ns()}",
                 storage_path=str(storage),
-                failure_config=FailureConfig(max_failures=3),
+                failure_config=FailureConfig(max_failures=-1),  # the inbox says when it is enough
                 worker_runtime_env={"env_vars": dict(environment or {})},
             ),
         )
@@ -77,13 +81,18 @@ class LearnerGroup:
         index: int = ray.get(self.inbox.post.remote(Command(name, arguments, mutates)))
         return index
 
+    def post_unless_changed(self, since: int, name: str, *arguments: object) -> int | None:
+        """As `post`; None, and nothing is sent, if a command after number `since` changes the learner."""
+        index: int | None = ray.get(self.inbox.post.remote(Command(name, arguments, mutates=False), since))
+        return index
+
     def collect(self, index: int, name: str) -> list[Any]:
         """All ranks' values in rank order. `RunError` names the role and rank at fault."""
         if self._beginning is not None and self._beginning != index:
             first, self._beginning = self._beginning, None
             self.collect(first, BEGIN)
         limit = time.monotonic() + self.deadline_s
-        while (answers := ray.get(self.inbox.wait.remote(index, _POLL_S))) is None:
+        while (answers := ray.get(self.inbox.wait.remote(index, _POLL_S))) is None or self._bereaved(answers, index):
             if self.ended is not None:
                 raise RunError(f"{self.role}: its Ray Train group ended during '{name}': {self.ended}")
             if time.monotonic() > limit:
@@ -97,6 +106,20 @@ class LearnerGroup:
             self._busy = Busy(self._busy.seconds + slowest.seconds, spans)
         return [answer.value for answer in answers]
 
+    def _bereaved(self, answers: list[Answer], index: int) -> bool:
+        """Whether a rank's error is of the death of another one: Ray Train will build the group again."""
+        if answers[0].error is None:
+            return False
+        silent: list[int] = ray.get(self.inbox.missing.remote(index))
+        workers = self.workers()
+        try:
+            ready: list[Any] = [workers[rank].__ray_ready__ for rank in silent if rank in workers]
+            ray.get([method.remote() for method in ready], timeout=_POLL_S)
+            return False
+        except (RayActorError, GetTimeoutError):
+            time.sleep(_REBUILD_S)
+            return True
+
     def call(self, name: str, *arguments: object, mutates: bool = False) -> list[Any]:
         """`post` and `collect`."""
         return self.collect(self.post(name, *arguments, mutates=mutates), name)
@@ -109,6 +132,11 @@ class LearnerGroup:
         """Grows when Ray Train has rebuilt the group, whose ranks then hold no connections any more."""
         joins: int = ray.get(self.inbox.incarnation.remote())
         return joins
+
+    def workers(self) -> dict[int, Any]:
+        """The actors of the ranks that have begun."""
+        found: dict[int, Any] = ray.get(self.inbox.workers.remote())
+        return found
 
     def busy(self) -> Busy:
         """What the slowest rank computed since the last call."""
@@ -124,11 +152,15 @@ class LearnerGroup:
         ray.get(self.inbox.post.remote(None))
 
     def _fit(self) -> None:
-        try:
-            self._trainer.fit()
-            self.ended = "it stopped"
-        except Exception as error:  # the fault-tolerance seam: a thread has no caller to raise to
-            self.ended = f"{type(error).__name__}: {error}"
+        """A trainer whose own controller dies takes its ranks with it; those of the next one ask the inbox as well."""
+        for left in reversed(range(TRIES)):
+            try:
+                self._trainer().fit()
+                self.ended = "it stopped"
+                return
+            except Exception as error:  # the fault-tolerance seam: a thread has no caller to raise to
+                if not left:
+                    self.ended = f"{type(error).__name__}: {error}"
 
 
 class PolicyClient:

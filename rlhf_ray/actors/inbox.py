@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import time
 import traceback
 from dataclasses import dataclass, replace
@@ -29,6 +28,8 @@ class Command:
     mutates: bool
 
 
+DEATHS = 3
+"""So often in turn a group is built again that died and had answered nothing; then it is the command's fault."""
 BEGIN = "begin"
 """The command whose one argument is a `Begin`."""
 
@@ -75,21 +76,33 @@ class Inbox:
         self._start = Start(None, 0)
         self._changed = asyncio.Condition()
         self._joins = 0
-        self.workers: dict[int, dict[str, object]] = {}
+        self._joins_in_vain = 0
+        self._workers: dict[int, Any] = {}
 
-    async def join(self, rank: int, worker: dict[str, object]) -> Start:
-        """Registers a rank and tells it where to begin."""
+    async def join(self, rank: int, worker: Any) -> Start:
+        """Registers a rank, an actor, and tells it where to begin. Errors of the group before this one are forgotten: a
+        rank whose neighbour dies in a collective reports one."""
         self._joins += 1
-        self.workers[rank] = worker
+        self._joins_in_vain += 1
+        self._workers[rank] = worker
+        self._answers = [
+            {rank: answer for rank, answer in answers.items() if answer.error is None} for answers in self._answers
+        ]
         return self._start
+
+    async def workers(self) -> dict[int, Any]:
+        """The ranks' actors."""
+        return self._workers
 
     async def incarnation(self) -> int:
         """How many ranks have ever joined: it grows when Ray Train rebuilds the group."""
         return self._joins
 
-    async def post(self, command: Command | None) -> int:
-        """Appends a command (None: stop) and returns its index."""
+    async def post(self, command: Command | None, since: int | None = None) -> int | None:
+        """Appends a command (None: stop) and returns its index; None if a command after number `since` mutates."""
         async with self._changed:
+            if since is not None and any(after and after.mutates for after in self._commands[since + 1 :]):
+                return None
             if command is not None and command.name == BEGIN:
                 self._forget()
                 self._begin = command.arguments[0]  # type: ignore[assignment]  # a Begin, as BEGIN says
@@ -121,8 +134,11 @@ class Inbox:
                 return None
             answers, command = self._answers[index], self._commands[index]
             faults = [f"rank {rank}: {answer.error}" for rank, answer in sorted(answers.items()) if answer.error]
+            if self._in_vain():
+                faults.append(f"its ranks died {DEATHS} times in turn")
             if faults:
                 return [Answer(error="; ".join(faults))]
+            self._joins_in_vain = 0
             # Answered: keep the fact, free the values, and the arguments of what will not be replayed.
             self._answers[index] = {rank: Answer() for rank in answers}
             if command is not None and not command.mutates:
@@ -131,7 +147,10 @@ class Inbox:
 
     def _settled(self, index: int) -> bool:
         answers = self._answers[index]
-        return len(answers) == self._world_size or any(answer.error for answer in answers.values())
+        return len(answers) == self._world_size or any(answer.error for answer in answers.values()) or self._in_vain()
+
+    def _in_vain(self) -> bool:
+        return self._joins_in_vain > DEATHS * self._world_size
 
     async def missing(self, index: int) -> list[int]:
         """The ranks that have not answered yet."""
@@ -161,7 +180,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
 
 def _serve(inbox: Any) -> None:
     rank = ray.train.get_context().get_world_rank()
-    start: Start = ray.get(inbox.join.remote(rank, {"pid": os.getpid(), "node": ray.util.get_node_ip_address()}))
+    start: Start = ray.get(inbox.join.remote(rank, ray.get_runtime_context().current_actor))
     learner = start.begin.build() if start.begin is not None else None
     index = start.index
     while True:

@@ -7,6 +7,7 @@ weights between two engine steps.
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -34,11 +35,19 @@ class RolloutActor:
         self._waiting: dict[str, Request] = {}
         self._numbers = itertools.count()
         self._watch = Stopwatch()
+        self._boot = secrets.token_hex(8)
         self._engine = self._on_engine(lambda: make_engine(spec))
 
     def ping(self) -> int:
         """The number of tensor-parallel workers, once the engine is ready."""
         return self._spec.rollout.tensor_parallel
+
+    def alive(self) -> None:
+        """Answers also while the engine steps."""
+
+    def boot(self) -> str:
+        """Another word for each process that this actor has had: one that was started again is in no weight group."""
+        return self._boot
 
     def busy(self) -> Busy:
         """When the engine stepped since the last call."""
@@ -49,9 +58,12 @@ class RolloutActor:
         self._on_engine(lambda: self._engine.collective_rpc("join_weight_group", args=(meeting, first_rank, buckets)))
 
     def claim(self, owner: str) -> None:
-        """From now on the engine works for `owner` only, and has no weights; what others have under way is dropped."""
+        """From now on the engine works for `owner` only, and has no weights of others; what others have under way is
+        dropped."""
 
         def drop() -> None:
+            if owner == self._owner:
+                return
             self._engine.abort_request(list(self._waiting))
             self._waiting.clear()
             self._owner, self._version, self._reason = owner, None, f"{owner} has pushed none yet"
@@ -76,12 +88,13 @@ class RolloutActor:
         return self._on_engine(load)
 
     def generate(
-        self, prompts_P: Sequence[Prompt], num_samples: int, seed: tuple[object, ...], owner: str = ""
+        self, wanted: Sequence[tuple[Prompt, int]], seed: tuple[object, ...], owner: str = ""
     ) -> Iterator[list[Rollout]]:
-        """Lists of rollouts as they finish. The samples of a prompt share its cached prefix; each has its own seed."""
+        """Lists of rollouts as they finish, of prompts and numbers of samples. The samples of a prompt share its cached
+        prefix; each has its own seed."""
         waiting = self._waiting = {}
         try:
-            for prompt, sample in itertools.product(prompts_P, range(num_samples)):
+            for prompt, sample in wanted:
                 request = str(next(self._numbers))
                 waiting[request] = Request(prompt, sample)
                 self._on_engine(lambda r=request, p=prompt, s=sample: self._add(r, p, request_seed(*seed, p.id, s)))  # type: ignore[misc]  # defaults bind the loop variables
@@ -107,9 +120,9 @@ class RolloutActor:
         self._engine.add_request(request, {"prompt_token_ids": list(prompt.token_ids)}, sampling)
 
     def _step(self, owner: str) -> tuple[int, list[Any]]:
-        if owner != self._owner:
-            raise WeightPushError(f"{owner} asks, but this engine works for {self._owner or 'its own run'}")
-        if self._version is None:
+        if owner != self._owner and self._owner:
+            raise RuntimeError(f"{owner} asks, but this engine works for {self._owner}")
+        if self._version is None or owner != self._owner:
             raise WeightPushError(f"this engine has no valid weights: {self._reason}")
         with self._watch:
             return self._version, self._engine.step()

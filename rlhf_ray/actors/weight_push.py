@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Literal
 
 from rlhf_ray import metrics as names
-from rlhf_ray.actors.group import LearnerGroup
+from rlhf_ray.actors.group import TRIES, LearnerGroup
 from rlhf_ray.actors.pools import RolloutPool
 from rlhf_ray.errors import RunError
 from rlhf_ray.ports import Metrics
@@ -15,17 +16,23 @@ _TIMEOUT_S = 120.0  # of one bucket: if one side fails, the other gives up after
 
 
 class WeightBroadcast:
-    """Policy rank 0 and all rollout workers in one process group."""
+    """Policy rank 0 and all rollout workers in one process group, which is formed again when a member was rebuilt."""
 
     def __init__(self, policy: LearnerGroup, rollout: RolloutPool, backend: Literal["gloo", "nccl"]) -> None:
         self._policy, self._rollout, self._backend = policy, rollout, backend
-        self._incarnation = -1
+        self._members: tuple[int, list[str]] | None = None
+        self._version, self._sent = 0, -1
+        self._pushed = threading.Condition()
+        rollout.rearm = self.again
 
     def connect(self) -> None:
         """Agrees on the layout and forms the group."""
         buckets = self._policy.call("layout")[0]
         host, port = self._policy.call("meeting_point")[0]
         sizes = self._rollout.all("ping")
+        if self._rollout.owner:
+            self._rollout.all("claim", self._rollout.owner)  # those that were started again have forgotten it
+        members = self._now()
         meeting = Rendezvous(host, port, 1 + sum(sizes), self._backend, _TIMEOUT_S)
         sent = self._policy.post("join", meeting)
         joins = [
@@ -34,14 +41,51 @@ class WeightBroadcast:
         self._policy.collect(sent, "join")
         for i, join in enumerate(joins):
             self._rollout.get(join, i, "join")
-        self._incarnation = self._policy.incarnation()
+        self._members = members
 
     def push(self, version: int) -> Metrics:
-        """Every engine now holds the policy's weights as `version`. A failure names the actors on both sides."""
-        if self._policy.incarnation() != self._incarnation:
-            self.connect()
+        """Every engine now holds the policy's weights as `version`. A push that failed, because a member died or a
+        bucket was damaged, is made again in a new group; the last failure names the actors on both sides."""
+        with self._pushed:
+            metrics = self._try(version, None)
+            assert metrics is not None  # only a push that depends on an older one can come too late
+            self._pushed.notify_all()
+            return metrics
+
+    def again(self) -> None:
+        """Every engine holds the weights of the last push again. If the policy has learned since, those are gone: waits
+        for the next push."""
+        with self._pushed:
+            before = self._sent
+            if self._try(self._version, before) is not None:
+                return
+            if not self._pushed.wait_for(lambda: self._sent != before, self._rollout.deadline_s):
+                raise RunError(f"no weights were pushed within {self._rollout.deadline_s:.0f} s")
+
+    def _try(self, version: int, since: int | None) -> Metrics | None:
+        for left in reversed(range(TRIES)):
+            try:
+                if self._now() != self._members:
+                    self.connect()
+                return self._push(version, since)
+            except RunError as error:
+                if not left:
+                    raise
+                self._members = None
+                self._rollout.tell(f"The push of version {version} is made again: {error}")
+        raise AssertionError  # the last try returned or raised
+
+    def _now(self) -> tuple[int, list[str]]:
+        return self._policy.incarnation(), self._rollout.all("boot")
+
+    def _push(self, version: int, since: int | None) -> Metrics | None:
+        if since is None:
+            sent: int | None = self._policy.post("publish", version)
+        else:
+            sent = self._policy.post_unless_changed(since, "publish", version)
+        if sent is None:
+            return None
         loads = [actor.load_weights.remote(version) for actor in self._rollout.actors]
-        sent = self._policy.post("publish", version)
         faults: list[str] = []
         buckets = 0
         for i, load in enumerate(loads):
@@ -55,4 +99,5 @@ class WeightBroadcast:
             faults.append(str(error))
         if faults:
             raise RunError(f"weight push of version {version}: " + "; ".join(faults))
+        self._version, self._sent = version, sent
         return {names.CHECKSUM_BUCKETS: float(buckets)}

@@ -16,7 +16,6 @@ from rlhf_ray.sweep.plan import Plan
 if TYPE_CHECKING:  # loads torch
     from rlhf_ray.actors.shared import Shared
 
-_RESTARTS = 3  # of a shared actor; the trial that it served goes on from its newest commit
 _NEEDS = {
     "rollout": ("model", "rollout", "prompts.max_prompt_tokens"),
     "reference": ("model", "reference", "rollout.temperature"),
@@ -61,7 +60,7 @@ def make_shared(plan: Plan, sweep_dir: Path) -> Shared:
     if not isinstance(config, RunConfig):
         return Shared()
     folders, roles = folders_of(config), shared_roles(plan)
-    actors = make_actors(config, folders.policy, folders.rewards, sweep_dir, threads_of(config), roles, _RESTARTS)
+    actors = make_actors(config, folders.policy, folders.rewards, sweep_dir, threads_of(config), roles)
     return Shared(actors, make_lease() if "rollout" in actors else None)
 
 

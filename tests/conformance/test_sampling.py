@@ -116,7 +116,7 @@ def test_the_engine_is_asked_for_temperature_alone(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(rollout_actor, "make_engine", make_engine)
     actor = rollout_actor.RolloutActor(spec)
     with pytest.raises(Exception, match="no weights have been pushed yet"):
-        next(actor.generate([PROMPT], 1, (0,)))
+        next(actor.generate([(PROMPT, 0)], (0,)))
     assert asked["temperature"] == TEMPERATURE and asked["max_tokens"] == 9 and asked["dropped"] == 1
     assert asked["logprobs_mode"] == "processed_logprobs", "those of logits / temperature, as the learner's"
     assert asked["generation_config"] == "vllm", "not the sampling settings of the model's folder"

@@ -166,7 +166,7 @@ def story(world: World) -> Story:
     client = world.start("run", "second.log")
     _until(lambda: len(world.lines("run")) > EVERY, client)
     seen = len(world.lines("run"))
-    os.kill(world.cluster.raylets[world.node_of("rollout-0:run")], signal.SIGKILL)
+    os.kill(world.cluster.raylets[world.node_of("policy:run")], signal.SIGKILL)  # of the inbox: the try ends
     _until(lambda: any(event["kind"] == "resume" for event in world.lines("run", "events.jsonl")), client)
     resumed = len(world.lines("run"))
     _until(lambda: len(world.lines("run")) > resumed + 1, client)

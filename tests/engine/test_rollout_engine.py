@@ -79,7 +79,11 @@ def _prompts(count: int) -> list[Prompt]:
 
 
 def _generate(actor: RolloutActor, prompts: list[Prompt], samples: int = 1, seed: int = 0) -> dict[str, Rollout]:
-    return {r.id: r for chunk in actor.generate(prompts, samples, (seed,)) for r in chunk}
+    return {r.id: r for chunk in actor.generate(_asked(prompts, samples), (seed,)) for r in chunk}
+
+
+def _asked(prompts: list[Prompt], samples: int) -> list[tuple[Prompt, int]]:
+    return list(itertools.product(prompts, range(samples)))
 
 
 def _change(sender: Sender, seed: int) -> None:
@@ -257,7 +261,7 @@ def _push_first_bucket_only(actor: RolloutActor, sender: Sender, version: int, s
 def test_answers_that_nobody_wants_any_more_are_dropped(pair: tuple[RolloutActor, Sender]) -> None:
     actor, sender = pair
     _push(actor, sender, 20)
-    under_way = actor.generate(_prompts(4), 2, ("left",))
+    under_way = actor.generate(_asked(_prompts(4), 2), ("left",))
     next(under_way)
     under_way.close()
     assert not actor._engine.has_unfinished_requests() and len(_generate(actor, _prompts(2))) == 2
@@ -268,16 +272,16 @@ def test_a_claimed_engine_works_for_its_claimant_only(pair: tuple[RolloutActor, 
     actor, sender = pair
     actor.claim("first")
     _push(actor, sender, 21)
-    with pytest.raises(WeightPushError, match="second asks, but this engine works for first"):
-        list(actor.generate(_prompts(1), 1, ("claim",), "second"))
-    under_way = actor.generate(_prompts(4), 2, ("claim",), "first")
+    with pytest.raises(RuntimeError, match="second asks, but this engine works for first"):
+        list(actor.generate(_asked(_prompts(1), 1), ("claim",), "second"))
+    under_way = actor.generate(_asked(_prompts(4), 2), ("claim",), "first")
     next(under_way)
     actor.claim("second")
     assert list(under_way) == [], "the run that was there before gets nothing more"
     with pytest.raises(WeightPushError, match="second has pushed none yet"):
-        list(actor.generate(_prompts(1), 1, ("claim",), "second"))
+        list(actor.generate(_asked(_prompts(1), 1), ("claim",), "second"))
     _push(actor, sender, 22)
-    found = [rollout for chunk in actor.generate(_prompts(3), 2, ("claim",), "second") for rollout in chunk]
+    found = [rollout for chunk in actor.generate(_asked(_prompts(3), 2), ("claim",), "second") for rollout in chunk]
     assert len(found) == 6 and {rollout.policy_version for rollout in found} == {22}
     actor.claim("")  # as the other tests expect it
     _push(actor, sender, 23)
