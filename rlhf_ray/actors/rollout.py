@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from rlhf_ray.actors.request import Request, request_seed
 from rlhf_ray.actors.stopwatch import Stopwatch
-from rlhf_ray.actors.vllm_engine import EngineSpec, make_engine
+from rlhf_ray.actors.vllm_engine import EngineSpec, make_engine, sampling
 from rlhf_ray.ports import Busy
 from rlhf_ray.types import Prompt, Rollout
 from rlhf_ray.weight_sync.broadcast import Rendezvous
@@ -42,11 +42,8 @@ class RolloutActor:
         """The number of tensor-parallel workers, once the engine is ready."""
         return self._spec.rollout.tensor_parallel
 
-    def alive(self) -> None:
-        """Answers also while the engine steps."""
-
-    def boot(self) -> str:
-        """Another word for each process that this actor has had: one that was started again is in no weight group."""
+    def alive(self) -> str:
+        """Answers also while the engine steps, with another word for each process that this actor has had."""
         return self._boot
 
     def busy(self) -> Busy:
@@ -58,17 +55,15 @@ class RolloutActor:
         self._on_engine(lambda: self._engine.collective_rpc("join_weight_group", args=(meeting, first_rank, buckets)))
 
     def claim(self, owner: str) -> None:
-        """From now on the engine works for `owner` only, and has no weights of others; what others have under way is
-        dropped."""
+        """From now on the engine works for `owner` only, without weights or requests of others."""
 
         def drop() -> None:
-            if owner == self._owner:
-                return
             self._engine.abort_request(list(self._waiting))
             self._waiting.clear()
             self._owner, self._version, self._reason = owner, None, f"{owner} has pushed none yet"
 
-        self._on_engine(drop)
+        if owner != self._owner:
+            self._on_engine(drop)
 
     def load_weights(self, version: int) -> int:
         """Receives one push; returns the number of tensors. After a failure the engine refuses to generate."""
@@ -90,8 +85,7 @@ class RolloutActor:
     def generate(
         self, wanted: Sequence[tuple[Prompt, int]], seed: tuple[object, ...], owner: str = ""
     ) -> Iterator[list[Rollout]]:
-        """Lists of rollouts as they finish, of prompts and numbers of samples. The samples of a prompt share its cached
-        prefix; each has its own seed."""
+        """Lists of rollouts as they finish, of (prompt, number of the sample). Each sample has its own seed."""
         waiting = self._waiting = {}
         try:
             for prompt, sample in wanted:
@@ -108,16 +102,8 @@ class RolloutActor:
             self._on_engine(lambda: self._engine.abort_request(list(waiting)))
 
     def _add(self, request: str, prompt: Prompt, seed: int) -> None:
-        from vllm import SamplingParams
-
         # n samples of one seeded request would all be the same, hence one request a sample.
-        sampling = SamplingParams(
-            temperature=self._spec.rollout.temperature,
-            max_tokens=self._spec.rollout.max_new_tokens,
-            logprobs=0,
-            seed=seed,
-        )
-        self._engine.add_request(request, {"prompt_token_ids": list(prompt.token_ids)}, sampling)
+        self._engine.add_request(request, {"prompt_token_ids": list(prompt.token_ids)}, sampling(self._spec, seed))
 
     def _step(self, owner: str) -> tuple[int, list[Any]]:
         if owner != self._owner and self._owner:

@@ -59,6 +59,14 @@ def make_engine(spec: EngineSpec) -> Any:
     return engine
 
 
+def sampling(spec: EngineSpec, seed: int) -> Any:
+    """How one response is sampled: from the softmax of logits / temperature, with the log-prob of each token."""
+    from vllm import SamplingParams
+
+    rollout = spec.rollout
+    return SamplingParams(temperature=rollout.temperature, max_tokens=rollout.max_new_tokens, logprobs=0, seed=seed)
+
+
 def engine_environment(spec: EngineSpec) -> dict[str, str]:
     """Environment of a rollout actor; vLLM reads it when it is imported."""
     settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}

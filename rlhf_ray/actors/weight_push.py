@@ -76,7 +76,7 @@ class WeightBroadcast:
         raise AssertionError  # the last try returned or raised
 
     def _now(self) -> tuple[int, list[str]]:
-        return self._policy.incarnation(), self._rollout.all("boot")
+        return self._policy.incarnation(), self._rollout.all("alive")
 
     def _push(self, version: int, since: int | None) -> Metrics | None:
         if since is None:
