@@ -135,7 +135,7 @@ class Inbox:
             answers, command = self._answers[index], self._commands[index]
             faults = [f"rank {rank}: {answer.error}" for rank, answer in sorted(answers.items()) if answer.error]
             if self._in_vain():
-                faults.append(f"its ranks died {DEATHS} times in turn")
+                faults.append(f"its ranks died more than {DEATHS} times in turn")
             if faults:
                 return [Answer(error="; ".join(faults))]
             self._joins_in_vain = 0

@@ -9,7 +9,9 @@ A step is named by the number of finished steps: `metrics(10, ...)` belongs to t
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import threading
 import time
 from collections import deque
@@ -49,16 +51,20 @@ class RunDirectory:
     def create(
         cls, path: Path, config_yaml: str, manifest: Mapping[str, object], keep_checkpoints: int = 2
     ) -> RunDirectory:
-        """A new run directory. `manifest` (for example data hashes) joins, and wins over, what is found out here.
+        """A new run directory, which appears whole. `manifest` (for example data hashes) joins, and wins over, what is
+        found out here.
 
         Raises `UserError` if something is at `path` already.
         """
         if path.exists():
             raise UserError(f"{path} exists already. Choose another run directory, or continue that run with --resume.")
-        path.mkdir(parents=True)
         facts = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **describe_environment(), **manifest}
-        replace_file(path / "manifest.json", json.dumps(finite(facts), indent=2) + "\n")
-        replace_file(path / "config.yaml", config_yaml)
+        unborn = path.parent / f".tmp-{path.name}"
+        shutil.rmtree(unborn, ignore_errors=True)  # of a process that was killed here
+        unborn.mkdir(parents=True)
+        replace_file(unborn / "manifest.json", json.dumps(finite(facts), indent=2) + "\n")
+        replace_file(unborn / "config.yaml", config_yaml)
+        os.rename(unborn, path)
         return cls(path, None, keep_checkpoints)
 
     @classmethod
