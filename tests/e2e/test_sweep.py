@@ -100,7 +100,7 @@ def test_asha_ends_trials_early(place: Path, cluster: None) -> None:
 
 def test_optuna_hears_the_mean_of_the_seeds_and_an_engine_that_dies_costs_no_trial(place: Path, cluster: None) -> None:
     """The shipped sweep of GRPO, with two seeds of each proposal. The shared engine is killed while the first trial
-    trains, which goes on from its newest commit, at the engine that Ray has started again."""
+    trains, which goes on with the one that Ray has started again."""
     own = ["train.num_steps=6", "train.checkpoint_every=2", "trials=2", "seeds=2"]
     plan = load_sweep(ROOT / "tune_configs" / "grpo_lr_kl.yaml", [*TINY, *own])
     out, killed = place / "optuna", list[int]()
@@ -122,8 +122,7 @@ def test_optuna_hears_the_mean_of_the_seeds_and_an_engine_that_dies_costs_no_tri
     assert len({json.dumps(one["values"]) for one in told}) == 2, "each proposal is run with both seeds"
     for run in (out / "runs").iterdir():
         assert [line["step"] for line in read_lines(run / "metrics.jsonl")] == list(range(1, 7)), run
-    events = [one["kind"] for one in read_lines(first / "events.jsonl")]
-    assert killed and "resume" in events
+    assert killed and not [one for one in read_lines(first / "events.jsonl") if one["kind"] == "resume"]
 
 
 def test_a_population_copies_its_best(place: Path, cluster: None) -> None:
