@@ -12,8 +12,6 @@ from _pytest.faulthandler import fault_handler_stderr_fd_key  # the only way to 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Several clusters in turn live in the process of the tests, and the threads of each one's telemetry outlive it.
-os.environ.setdefault("RAY_enable_open_telemetry", "0")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

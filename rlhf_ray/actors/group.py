@@ -69,7 +69,9 @@ class LearnerGroup:
                 worker_runtime_env={"env_vars": dict(environment or {})},
             ),
         )
-        threading.Thread(target=self._fit, name=f"fit-{role}", daemon=True).start()
+        self._stopping = False
+        self._fitting = threading.Thread(target=self._fit, name=f"fit-{role}", daemon=True)
+        self._fitting.start()
 
     def begin(self, learner: type, arguments: dict[str, object], state: Path | None) -> None:
         """From now on the ranks are `learner`s, which start from `state`; those that they were are gone. Does not wait:
@@ -149,7 +151,13 @@ class LearnerGroup:
 
     def stop(self) -> None:
         """Lets the ranks return from their loop."""
+        self._stopping = True
         ray.get(self.inbox.post.remote(None))
+
+    def join(self, timeout_s: float) -> None:
+        """Waits for the end of Ray Train's group. A process whose connection to Ray ends earlier may crash: the thread
+        that waits for the group would read what is gone."""
+        self._fitting.join(timeout_s)
 
     def _fit(self) -> None:
         """A trainer whose own controller dies takes its ranks with it; those of the next one ask the inbox as well."""
@@ -159,8 +167,9 @@ class LearnerGroup:
                 self.ended = "it stopped"
                 return
             except Exception as error:  # the fault-tolerance seam: a thread has no caller to raise to
-                if not left:
+                if self._stopping or not left:
                     self.ended = f"{type(error).__name__}: {error}"
+                    return
 
 
 class PolicyClient:

@@ -21,6 +21,7 @@ from rlhf_ray.offline.launch import STOP_FILE, absolute, measured, worker_enviro
 from rlhf_ray.offline.worker import SuccessiveRuns
 
 _ENDING_S = 100.0  # below the time that Tune gives to a trial to end
+_JOIN_S = 30.0
 _PLACE = {"num_workers", "cpus_per_worker", "gpus_per_worker"}
 _groups: dict[str, LearnerGroup] = {}
 """Those of the last trial in this process."""
@@ -50,6 +51,8 @@ def end_groups() -> None:
     for group in _groups.values():
         with contextlib.suppress(RayError):
             group.stop()
+    for group in _groups.values():
+        group.join(_JOIN_S)
     _groups.clear()
     _made_for.clear()
 
