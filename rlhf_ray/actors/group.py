@@ -14,15 +14,13 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from torch import Tensor
 
-from rlhf_ray.actors.inbox import BEGIN, Answer, Begin, Command, Inbox, train_loop
+from rlhf_ray.actors.inbox import BEGIN, TRIES, Answer, Begin, Command, Inbox, train_loop
 from rlhf_ray.config import LearnerConfig, OfflineTrainConfig
 from rlhf_ray.data.batching import rows_together
 from rlhf_ray.errors import RunError
 from rlhf_ray.ports import Busy, Metrics
 from rlhf_ray.types import Batch
 
-TRIES = 3
-"""How often what died is tried again before it is taken for the fault of what was tried."""
 _POLL_S = 5.0
 _REBUILD_S = 1.0
 _COMPUTE = frozenset({"logprobs", "values", "update"})
@@ -83,8 +81,8 @@ class LearnerGroup:
         index: int = ray.get(self.inbox.post.remote(Command(name, arguments, mutates)))
         return index
 
-    def post_unless_changed(self, since: int, name: str, *arguments: object) -> int | None:
-        """As `post`; None, and nothing is sent, if a command after number `since` changes the learner."""
+    def post_unless_changed(self, since: int | None, name: str, *arguments: object) -> int | None:
+        """As `post`; None, and nothing is sent, if a command after number `since` (None: any) changes the learner."""
         index: int | None = ray.get(self.inbox.post.remote(Command(name, arguments, mutates=False), since))
         return index
 

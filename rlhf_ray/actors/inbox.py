@@ -28,8 +28,8 @@ class Command:
     mutates: bool
 
 
-DEATHS = 3
-"""So often in turn a group is built again that died and had answered nothing; then it is the command's fault."""
+TRIES = 3
+"""So often what died is started again in vain; then it is the fault of what it was asked."""
 BEGIN = "begin"
 """The command whose one argument is a `Begin`."""
 
@@ -86,7 +86,7 @@ class Inbox:
         self._joins_in_vain += 1
         self._workers[rank] = worker
         self._answers = [
-            {rank: answer for rank, answer in answers.items() if answer.error is None} for answers in self._answers
+            {of: answer for of, answer in answers.items() if answer.error is None} for answers in self._answers
         ]
         return self._start
 
@@ -135,7 +135,7 @@ class Inbox:
             answers, command = self._answers[index], self._commands[index]
             faults = [f"rank {rank}: {answer.error}" for rank, answer in sorted(answers.items()) if answer.error]
             if self._in_vain():
-                faults.append(f"its ranks died more than {DEATHS} times in turn")
+                faults.append(f"its ranks died more than {TRIES} times in turn")
             if faults:
                 return [Answer(error="; ".join(faults))]
             self._joins_in_vain = 0
@@ -150,7 +150,7 @@ class Inbox:
         return len(answers) == self._world_size or any(answer.error for answer in answers.values()) or self._in_vain()
 
     def _in_vain(self) -> bool:
-        return self._joins_in_vain > DEATHS * self._world_size
+        return self._joins_in_vain > TRIES * self._world_size
 
     async def missing(self, index: int) -> list[int]:
         """The ranks that have not answered yet."""

@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 from torch import Tensor
 
-from rlhf_ray.actors.group import TRIES
+from rlhf_ray.actors.inbox import TRIES
 from rlhf_ray.data.batching import microbatches, rows_together
 from rlhf_ray.errors import RunError
 from rlhf_ray.ports import Busy

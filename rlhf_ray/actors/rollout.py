@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from rlhf_ray.actors.request import Request, request_seed
 from rlhf_ray.actors.stopwatch import Stopwatch
-from rlhf_ray.actors.vllm_engine import EngineSpec, make_engine, sampling
+from rlhf_ray.actors.vllm_engine import EngineSpec, make_engine, sampling_params
 from rlhf_ray.ports import Busy
 from rlhf_ray.types import Prompt, Rollout
 from rlhf_ray.weight_sync.broadcast import Rendezvous
@@ -103,7 +103,8 @@ class RolloutActor:
 
     def _add(self, request: str, prompt: Prompt, seed: int) -> None:
         # n samples of one seeded request would all be the same, hence one request a sample.
-        self._engine.add_request(request, {"prompt_token_ids": list(prompt.token_ids)}, sampling(self._spec, seed))
+        ids = {"prompt_token_ids": list(prompt.token_ids)}
+        self._engine.add_request(request, ids, sampling_params(self._spec, seed))
 
     def _step(self, owner: str) -> tuple[int, list[Any]]:
         if owner != self._owner and self._owner:

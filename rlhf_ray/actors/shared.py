@@ -126,5 +126,5 @@ class LeasedEngines:
             self.leave()
             raise RunError(f"the shared engines were not free within {deadline:.0f} s: {holder} has them") from None
         if not mine:
-            self._weights.connect()
+            self._weights.disband()
         return mine

@@ -59,7 +59,7 @@ def make_engine(spec: EngineSpec) -> Any:
     return engine
 
 
-def sampling(spec: EngineSpec, seed: int) -> Any:
+def sampling_params(spec: EngineSpec, seed: int) -> Any:
     """How one response is sampled: from the softmax of logits / temperature, with the log-prob of each token."""
     from vllm import SamplingParams
 

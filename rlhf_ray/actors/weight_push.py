@@ -6,7 +6,8 @@ import threading
 from typing import Literal
 
 from rlhf_ray import metrics as names
-from rlhf_ray.actors.group import TRIES, LearnerGroup
+from rlhf_ray.actors.group import LearnerGroup
+from rlhf_ray.actors.inbox import TRIES
 from rlhf_ray.actors.pools import RolloutPool
 from rlhf_ray.errors import RunError
 from rlhf_ray.ports import Metrics
@@ -23,9 +24,13 @@ class WeightBroadcast:
         self._members: tuple[int, list[str]] | None = None
         self._version, self._sent = 0, -1
         self._pushed = threading.Condition()
-        rollout.rearm = self.again
+        rollout.rearm = self.push_again
 
-    def connect(self) -> None:
+    def disband(self) -> None:
+        """The engines have been in other hands: the next push forms the group again."""
+        self._members = None
+
+    def _connect(self) -> None:
         """Agrees on the layout and forms the group."""
         buckets = self._policy.call("layout")[0]
         host, port = self._policy.call("meeting_point")[0]
@@ -52,9 +57,9 @@ class WeightBroadcast:
             self._pushed.notify_all()
             return metrics
 
-    def again(self) -> None:
-        """Every engine holds the weights of the last push again. If the policy has learned since, those are gone: waits
-        for the next push."""
+    def push_again(self) -> None:
+        """Every engine holds the weights of the last push again. If the policy has learned since, those are gone, and
+        this waits for the next push."""
         with self._pushed:
             before = self._sent
             if self._try(self._version, before) is not None:
@@ -66,12 +71,12 @@ class WeightBroadcast:
         for left in reversed(range(TRIES)):
             try:
                 if self._now() != self._members:
-                    self.connect()
+                    self._connect()
                 return self._push(version, since)
             except RunError as error:
                 if not left:
                     raise
-                self._members = None
+                self.disband()
                 self._rollout.tell(f"The push of version {version} is made again: {error}")
         raise AssertionError  # the last try returned or raised
 
@@ -79,10 +84,7 @@ class WeightBroadcast:
         return self._policy.incarnation(), self._rollout.all("alive")
 
     def _push(self, version: int, since: int | None) -> Metrics | None:
-        if since is None:
-            sent: int | None = self._policy.post("publish", version)
-        else:
-            sent = self._policy.post_unless_changed(since, "publish", version)
+        sent = self._policy.post_unless_changed(since, "publish", version)
         if sent is None:
             return None
         loads = [actor.load_weights.remote(version) for actor in self._rollout.actors]

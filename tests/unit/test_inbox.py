@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import pytest
 
-from rlhf_ray.actors.inbox import BEGIN, DEATHS, Answer, Begin, Command, Inbox, Start
+from rlhf_ray.actors.inbox import BEGIN, TRIES, Answer, Begin, Command, Inbox, Start
 
 T = TypeVar("T")
 _RUNNER = asyncio.Runner()  # one loop: an inbox lives in that of its actor
@@ -89,11 +89,11 @@ def test_errors_of_the_group_before_are_forgotten_and_values_are_not() -> None:
 def test_a_group_that_dies_again_and_again_is_given_up() -> None:
     """Of all its deaths only those count since it has answered something."""
     made = inbox(UPDATE, UPDATE)
-    for died in range(1, DEATHS + 2):
+    for died in range(1, TRIES + 2):
         assert now(made.wait(1, 0.01)) is None, died
         for rank in (0, 1):
             now(made.join(rank, "another"))
-    assert now(made.wait(1, 0.01)) == [Answer(error=f"its ranks died more than {DEATHS} times in turn")]
+    assert now(made.wait(1, 0.01)) == [Answer(error=f"its ranks died more than {TRIES} times in turn")]
 
 
 def test_a_group_that_answers_in_between_is_not_given_up() -> None:
