@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield World(cluster, folder)
 
 
-def _until(true: Callable[[], object], client: subprocess.Popen[str]) -> None:
-    """Waits while the client lives."""
+def _until(true: Callable[[], object], client: subprocess.Popen[str], said: Callable[[], str]) -> None:
+    """Waits while the client lives; if it does not, or for too long, fails with the end of what it `said`."""
     deadline = time.monotonic() + PATIENCE_S
     while not true():
-        assert client.poll() is None and time.monotonic() < deadline
+        assert client.poll() is None and time.monotonic() < deadline, said()[-8000:]
         time.sleep(0.05)
 
 
@@ -160,16 +161,16 @@ class Story:
 @pytest.fixture(scope="module")
 def story(world: World) -> Story:
     client = world.start("run", "first.log")
-    _until(lambda: "Running entrypoint" in world.said("first.log"), client)
+    _until(lambda: "Running entrypoint" in world.said("first.log"), client, partial(world.said, "first.log"))
     client.kill()
     client.wait(10)
-    client = world.start("run", "second.log")
-    _until(lambda: len(world.lines("run")) > EVERY, client)
+    client, said = world.start("run", "second.log"), partial(world.said, "second.log")
+    _until(lambda: len(world.lines("run")) > EVERY, client, said)
     seen = len(world.lines("run"))
     os.kill(world.cluster.raylets[world.node_of("policy:run")], signal.SIGKILL)  # of the inbox: the try ends
-    _until(lambda: any(event["kind"] == "resume" for event in world.lines("run", "events.jsonl")), client)
+    _until(lambda: any(event["kind"] == "resume" for event in world.lines("run", "events.jsonl")), client, said)
     resumed = len(world.lines("run"))
-    _until(lambda: len(world.lines("run")) > resumed + 1, client)
+    _until(lambda: len(world.lines("run")) > resumed + 1, client, said)
     client.send_signal(signal.SIGINT)
     stopped = client.wait(PATIENCE_S)
     commit = latest_commit(world.folder / "run" / "checkpoints")
