@@ -15,7 +15,7 @@ import ray
 
 from rlhf_ray import metrics as names
 from rlhf_ray.actors.build import POOLED, begin_groups, make_actors, make_groups, make_pools
-from rlhf_ray.actors.group import CriticClient, LearnerGroup, PolicyClient
+from rlhf_ray.actors.group import CriticClient, LearnerGroup, PolicyClient, beside_us
 from rlhf_ray.actors.pools import Pool
 from rlhf_ray.actors.shared import LeasedEngines, Shared
 from rlhf_ray.actors.watch import Watch
@@ -215,6 +215,6 @@ def make_controller(config: RunConfig, folders: Folders, run_dir: Path, threads:
     here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     return (
         ray.remote(Controller)
-        .options(name=f"controller:{run_dir.name}", num_cpus=0, max_concurrency=4, runtime_env={"env_vars": here})
+        .options(**beside_us(f"controller:{run_dir.name}"), max_concurrency=4, runtime_env={"env_vars": here})
         .remote(config, folders, run_dir, threads)
     )

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from rlhf_ray.actors.inbox import BEGIN, TRIES, Answer, Begin, Command, Inbox, train_loop
@@ -49,7 +50,7 @@ class LearnerGroup:
         """Why Ray Train's group is over, once it is."""
         self._beginning: int | None = None
         self._busy = Busy(0.0, [])
-        self.inbox: Any = ray.remote(Inbox).options(name=f"{role}:{name}", num_cpus=0).remote(config.num_workers)
+        self.inbox: Any = ray.remote(Inbox).options(**beside_us(f"{role}:{name}")).remote(config.num_workers)
         self._trainer: Callable[[], Any] = lambda: TorchTrainer(
             train_loop,
             train_loop_config={"inbox": self.inbox, "threads": threads},
@@ -168,6 +169,13 @@ class LearnerGroup:
                 if self._stopping or not left:
                     self.ended = f"{type(error).__name__}: {error}"
                     return
+
+
+def beside_us(name: str) -> dict[str, Any]:
+    """Options of an actor that is kept on the node of whoever makes it, with which it is needed: so the loss of another
+    node does not take it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"name": name, "num_cpus": 0, "scheduling_strategy": here}
 
 
 class PolicyClient:

@@ -24,8 +24,15 @@ class EngineSpec:
 
 
 def make_engine(spec: EngineSpec) -> Any:
-    """A vLLM engine whose steps the caller drives."""
+    """An engine whose steps the caller drives: vLLM's, or what stands in for it."""
     import torch
+
+    if not spec.on_gpu:
+        torch.set_num_threads(spec.threads)
+    if spec.rollout.engine == "torch":
+        from rlhf_ray.actors.torch_engine import TorchEngine
+
+        return TorchEngine(spec.folder, spec.dtype, spec.rollout.max_concurrent)
     from vllm import EngineArgs, LLMEngine
 
     rollout = spec.rollout
@@ -40,8 +47,6 @@ def make_engine(spec: EngineSpec) -> Any:
             "max_num_batched_tokens": max(_PREFILL_TOKENS, spec.max_model_len),
         }
     )
-    if not spec.on_gpu:
-        torch.set_num_threads(spec.threads)
     engine = LLMEngine.from_engine_args(
         EngineArgs(
             model=str(spec.folder),
@@ -61,9 +66,13 @@ def make_engine(spec: EngineSpec) -> Any:
 
 def sampling_params(spec: EngineSpec, seed: int) -> Any:
     """How one response is sampled: from the softmax of logits / temperature, with the log-prob of each token."""
+    rollout = spec.rollout
+    if rollout.engine == "torch":
+        from rlhf_ray.actors.torch_engine import Sampling
+
+        return Sampling(rollout.temperature, rollout.max_new_tokens, seed)
     from vllm import SamplingParams
 
-    rollout = spec.rollout
     return SamplingParams(temperature=rollout.temperature, max_tokens=rollout.max_new_tokens, logprobs=0, seed=seed)
 
 

@@ -91,8 +91,10 @@ _BIASED = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", 
 
 
 class RolloutConfig(Strict):
-    """The vLLM engines and how they sample: by temperature alone."""
+    """The engines and how they sample: by temperature alone."""
 
+    engine: Literal["vllm", "torch"] = "vllm"
+    """`torch` starts in a second, samples slowly, and gives the same bits whatever is sampled beside an answer."""
     engines: PositiveInt = 1
     cpus: Fraction = 1.0
     gpus: Annotated[float, Field(ge=0)] = 0.0

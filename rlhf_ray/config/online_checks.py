@@ -24,6 +24,8 @@ def _learner_problems(config: RunConfig) -> list[str]:
             problems.append(f"{role}.gpus_per_worker = {learner.gpus_per_worker}: ranks cannot share a GPU; use 0 or 1")
     if config.rollout.tensor_parallel > 1 and config.rollout.gpus != 1:
         problems.append("rollout.tensor_parallel above 1 needs rollout.gpus = 1: one whole GPU for each rank")
+    if config.rollout.tensor_parallel > 1 and config.rollout.engine == "torch":
+        problems.append("rollout.engine = torch has one rank: set rollout.tensor_parallel to 1, or engine to vllm")
     if (config.rollout.gpus > 0) != (config.policy.gpus_per_worker > 0):
         problems.append("rollout.gpus and policy.gpus_per_worker must both be 0 or both be above 0")
     if config.algorithm.needs_whole_weights and config.policy.deepspeed.zero_stage == 3:

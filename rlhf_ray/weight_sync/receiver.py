@@ -1,9 +1,11 @@
-"""vLLM's side of a weight push: methods that vLLM mixes into its workers (`worker_extension_cls`)."""
+"""An engine's side of a weight push: methods that vLLM mixes into its workers (`worker_extension_cls`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from rlhf_ray.weight_sync.broadcast import Rendezvous, WeightGroup
 from rlhf_ray.weight_sync.bucket import Bucket, WeightPushError
@@ -22,8 +24,8 @@ class WeightReceiver:
         self._group = WeightGroup(meeting, first_rank + self.rank)
 
     def receive_weights(self, version: int) -> int:
-        """Loads one push through vLLM's own reload path; returns how many tensors came. Each bucket is verified before
-        it is loaded; on an error the caller must treat the engine as unusable until a later push succeeds."""
+        """Loads one push; returns how many tensors came. Each bucket is verified before it is loaded; on an error the
+        caller must treat the engine as unusable until a later push succeeds."""
         received: set[str] = set()
 
         def counted() -> Any:
@@ -31,11 +33,15 @@ class WeightReceiver:
                 received.add(name)
                 yield name, tensor
 
-        self.model_runner.reload_weights(weights_iterator=counted())
-        _repack_tied_head(self.model_runner.get_model())
+        self._load(counted())
         if received != self._names:
-            raise WeightPushError(f"version {version}: vLLM left {sorted(self._names - received)[:3]} unread")
+            raise WeightPushError(f"version {version}: the engine left {sorted(self._names - received)[:3]} unread")
         return len(received)
+
+    def _load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Through vLLM's own reload path."""
+        self.model_runner.reload_weights(weights_iterator=weights)
+        _repack_tied_head(self.model_runner.get_model())
 
 
 def _repack_tied_head(model: Any) -> None:
