@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.config import AnyOfflineConfig, PlacementConfig, RunConfig
 from rlhf_ray.config_file import dump_config
-from rlhf_ray.errors import RunError, UserError
+from rlhf_ray.errors import LostError, RunError, UserError
 from rlhf_ray.evaluation.memory import PeakMemory
 from rlhf_ray.machine import cpu_cores
 from rlhf_ray.models.folder import resolve_model
@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # loads torch
     from rlhf_ray.actors.controller import Folders
 
 _POLL_S = 0.5
+_SILENT_S = 30.0
+"""A controller answers from threads of its own, also while it computes."""
 _ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody drains its node; a process less for each group
 
 
@@ -181,31 +183,39 @@ def _watch_offline(
 def _watch(controller: Any, config: RunConfig) -> dict[str, Any]:
     """Shows progress until the run is over; an interrupt asks the run to end after its step, a second one does not."""
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
     running, seen = controller.run.remote(), 0
+
+    def show_until_over() -> None:
+        nonlocal seen
+        over = False
+        while not over:
+            over = bool(ray.wait([running], timeout=_POLL_S)[0])
+            records = ray.get(controller.records_since.remote(seen), timeout=_SILENT_S)
+            seen = records[-1]["index"] if records else seen
+            view.update(records)
+
     with ProgressView(config.train.num_steps, config.algorithm.type.replace("_", " ").upper()) as view:
         try:
-            while not ray.wait([running], timeout=_POLL_S)[0]:
-                records = ray.get(controller.records_since.remote(seen))
-                seen = records[-1]["index"] if records else seen
-                view.update(records)
-            view.update(ray.get(controller.records_since.remote(seen)))
+            try:
+                show_until_over()
+            except KeyboardInterrupt:
+                print("stopping: this step ends and commits first; interrupt again to stop at once", flush=True)
+                ray.get(controller.stop.remote(), timeout=_SILENT_S)
+                show_until_over()
+                raise
             summary: dict[str, Any] = ray.get(running)
-        except KeyboardInterrupt:
-            print("stopping: this step ends and commits first; interrupt again to stop at once", flush=True)
-            ray.get(controller.stop.remote())
-            while not ray.wait([running], timeout=_POLL_S)[0]:
-                records = ray.get(controller.records_since.remote(seen))
-                seen = records[-1]["index"] if records else seen
-                view.update(records)
-            raise
+        except GetTimeoutError as error:
+            raise LostError(f"the controller did not answer for {_SILENT_S:.0f} s") from error
         except RayTaskError as error:
             if isinstance(error.cause, UserError | RunError):
                 raise error.cause from None
+            if isinstance(error.cause, RayActorError):
+                raise LostError(f"an actor that the controller needs died: {error.cause}") from error
             raise RunError(f"{error.cause}") from error
         except RayActorError as error:
-            raise RunError(f"the controller died: {error}") from error
+            raise LostError(f"the controller died: {error}") from error
     return summary
 
 

@@ -20,3 +20,7 @@ class RunError(Exception):
     """A run that started and cannot go on (exit code 1). The message names the actor or stage at fault."""
 
     exit_code = 1
+
+
+class LostError(RunError):
+    """A process of the run is gone: a fault of where it ran. The run can go on at its newest commit."""

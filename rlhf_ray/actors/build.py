@@ -23,6 +23,7 @@ from rlhf_ray.actors.rollout import RolloutActor
 from rlhf_ray.actors.vllm_engine import EngineSpec, engine_environment
 from rlhf_ray.config import RunConfig
 from rlhf_ray.errors import RunError
+from rlhf_ray.tags import tags
 
 POOLED = ("rollout", "reference", "reward")
 """The roles whose actors hold no state of a run, once an engine has taken its weights."""
@@ -148,7 +149,7 @@ def _placer(config: RunConfig, run_dir: Path, needs: Sequence[dict[str, float]])
             num_gpus=need["GPU"],
             max_restarts=-1,
             max_concurrency=4 if cls is RolloutActor else 1,  # an engine takes weights while it generates
-            runtime_env={"env_vars": environment},
+            runtime_env={"env_vars": {**environment, **tags(run_dir.name, name)}},
             scheduling_strategy=next(places),
         )
 

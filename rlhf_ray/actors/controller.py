@@ -26,8 +26,10 @@ from rlhf_ray.heldout import Evaluation, compare, evaluate
 from rlhf_ray.loop import Progress, restore, train
 from rlhf_ray.models.reward_model import load_tokenizer
 from rlhf_ray.ports import Roles
+from rlhf_ray.resume import only_writer
 from rlhf_ray.rundir.commit import replace_file
 from rlhf_ray.rundir.journal import RunDirectory
+from rlhf_ray.tags import tags
 from rlhf_ray.types import Prompt
 from rlhf_ray.wrappers.wrapped import wrapped
 
@@ -64,6 +66,7 @@ class Controller:
         process that become those of this one, and outlive it."""
         self._config, self._folders, self._threads = config, folders, threads
         self._shared = shared or Shared()
+        self._writing = only_writer(run_dir)
         self._journal = journal.open(run_dir, config.train.keep_checkpoints)
         self._given, self._groups = groups, groups or {}
         self._engines: LeasedEngines | None = None
@@ -100,6 +103,7 @@ class Controller:
                 group.stop()
         if self._engines is not None:
             self._engines.leave()
+        self._writing.close()
 
     def records_since(self, index: int) -> list[dict[str, object]]:
         """News for the live view."""
@@ -212,9 +216,9 @@ def side_by_side(*calls: Callable[[], T]) -> list[T]:
 def make_controller(config: RunConfig, folders: Folders, run_dir: Path, threads: int) -> Any:
     """A handle to the named controller actor."""
     # Ray Train's placement-group cleaner would otherwise look for any cluster on this machine, and may find another.
-    here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **tags(run_dir.name, "controller")}
     return (
         ray.remote(Controller)
-        .options(**beside_us(f"controller:{run_dir.name}"), max_concurrency=4, runtime_env={"env_vars": here})
+        .options(**beside_us(f"controller:{run_dir.name}", here), max_concurrency=4)
         .remote(config, folders, run_dir, threads)
     )

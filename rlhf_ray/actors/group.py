@@ -20,6 +20,7 @@ from rlhf_ray.config import LearnerConfig, OfflineTrainConfig
 from rlhf_ray.data.batching import rows_together
 from rlhf_ray.errors import RunError
 from rlhf_ray.ports import Busy, Metrics
+from rlhf_ray.tags import tags
 from rlhf_ray.types import Batch
 
 _POLL_S = 5.0
@@ -50,7 +51,8 @@ class LearnerGroup:
         """Why Ray Train's group is over, once it is."""
         self._beginning: int | None = None
         self._busy = Busy(0.0, [])
-        self.inbox: Any = ray.remote(Inbox).options(**beside_us(f"{role}:{name}")).remote(config.num_workers)
+        inbox = beside_us(f"{role}:{name}", tags(name, f"{role} inbox"))
+        self.inbox: Any = ray.remote(Inbox).options(**inbox).remote(config.num_workers)
         self._trainer: Callable[[], Any] = lambda: TorchTrainer(
             train_loop,
             train_loop_config={"inbox": self.inbox, "threads": threads},
@@ -65,7 +67,7 @@ class LearnerGroup:
                 name=f"{role}-{time.time_ns()}",
                 storage_path=str(storage),
                 failure_config=FailureConfig(max_failures=-1),  # the inbox says when it is enough
-                worker_runtime_env={"env_vars": dict(environment or {})},
+                worker_runtime_env={"env_vars": {**(environment or {}), **tags(name, f"{role} rank")}},
             ),
         )
         self._stopping = False
@@ -171,11 +173,12 @@ class LearnerGroup:
                     return
 
 
-def beside_us(name: str) -> dict[str, Any]:
+def beside_us(name: str, environment: Mapping[str, str]) -> dict[str, Any]:
     """Options of an actor that is kept on the node of whoever makes it, with which it is needed: so the loss of another
     node does not take it."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return {"name": name, "num_cpus": 0, "scheduling_strategy": here}
+    runtime_env = {"env_vars": dict(environment)}
+    return {"name": name, "num_cpus": 0, "scheduling_strategy": here, "runtime_env": runtime_env}
 
 
 class PolicyClient:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +178,8 @@ def train_loop(arguments: dict[str, Any]) -> None:
 
 
 def _serve(inbox: Any) -> None:
+    import ray.train  # takes a second, which an inbox need not
+
     rank = ray.train.get_context().get_world_rank()
     start: Start = ray.get(inbox.join.remote(rank, ray.get_runtime_context().current_actor))
     learner = start.begin.build() if start.begin is not None else None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlhf_ray.actors.inbox import TRIES
 from rlhf_ray.data.batching import microbatches, rows_together
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import LostError, RunError
 from rlhf_ray.ports import Busy
 from rlhf_ray.types import Batch, Prompt, Rollout
 from rlhf_ray.weight_sync.bucket import WeightPushError
@@ -29,7 +29,7 @@ _BACK_S = 300.0
 _POLL_S = 0.2
 
 
-class ActorLost(RunError):
+class ActorLost(LostError):
     """An actor died with a call of ours. Ray starts it again."""
 
 

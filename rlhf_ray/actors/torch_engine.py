@@ -117,7 +117,7 @@ class TorchEngine(WeightReceiver):
         elif len(sequence.token_ids) == sequence.sampling.max_tokens:
             sequence.finish_reason = "length"
         if sequence.finish_reason:
-            sequence.text = self._tokenizer.decode(sequence.token_ids, skip_special_tokens=True)
+            sequence.text = str(self._tokenizer.decode(sequence.token_ids, skip_special_tokens=True))
 
     @torch.no_grad()
     def _load(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from importlib import metadata
@@ -20,7 +21,8 @@ from rich.markup import escape
 from rlhf_ray.cli.data import data_app
 from rlhf_ray.cli.feedback import feedback_app
 from rlhf_ray.cli.keys import keys_app
-from rlhf_ray.errors import GateError, RunError, UserError
+from rlhf_ray.errors import GateError, LostError, RunError, UserError
+from rlhf_ray.launching.supervise import LOST, give_signs, supervised
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +35,10 @@ app.add_typer(data_app, name="data")
 app.add_typer(keys_app, name="keys")
 app.add_typer(feedback_app, name="feedback")
 Kind = Literal["job", "cluster", "service"]
+OWN_PROCESS = "own process"
+"""The context's object when the command line is that of this process, not of a call of `main` in some other program."""
+_ECHO_S = 1.0
+"""A second signal within so long is the first one again: Ray's service signals each process of a job."""
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of text.")]
 
 
@@ -43,13 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # reward functions are named as modules of the current directory
-    terminated = False
+    terminated = 0.0
+    if supervised():
+        give_signs()
 
     def terminate(signum: int, frame: FrameType | None) -> None:
         """Ends a run exactly as Ctrl-C does (it commits first); only the exit code differs."""
         nonlocal terminated
-        terminated = True
-        raise KeyboardInterrupt
+        before, terminated = terminated, time.monotonic()
+        if terminated - before > _ECHO_S:
+            raise KeyboardInterrupt
 
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
@@ -61,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        app(args=list(argv) if argv is not None else None, prog_name="rlhf-ray")
+        app(args=argv if argv is None else list(argv), prog_name="rlhf-ray", obj=OWN_PROCESS if argv is None else None)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
@@ -70,7 +79,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if os.environ.get("RLHF_RAY_TRACEBACK") == "1":
             traceback.print_exc()
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
-        return error.exit_code
+        return LOST if supervised() and isinstance(error, LostError) else error.exit_code
     return 0
 
 
@@ -104,6 +113,7 @@ def demo(
 
 @app.command(epilog="Example: rlhf-ray train ppo_smollm2_cpu.yaml prompts.path=my.jsonl train.num_steps=20")
 def train(
+    context: typer.Context,
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a bundled recipe.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values laid over it.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Where the run goes; runs/NAME if not given.")] = None,
@@ -113,14 +123,16 @@ def train(
         bool, typer.Option("--resume-if-exists", help="The same if the run directory has a run; else start it.")
     ] = False,
     max_failures: Annotated[
-        int, typer.Option(min=0, help="How often to resume by itself after a lost actor or node.")
-    ] = 0,
+        int, typer.Option(min=0, help="How often in turn to resume by itself after its driver, or a node, is lost.")
+    ] = 3,
     json_: Json = False,
 ) -> None:
     """Train what CONFIG says: a policy with PPO (kind: online) or a reward model (kind: reward)."""
-    from rlhf_ray.cli.train import Persistence, train_command
+    from rlhf_ray.cli.train import Persistence, supervised_train, train_command
 
     persistence = Persistence(resume, resume_if_exists, max_failures)
+    if context.obj == OWN_PROCESS and max_failures and not dry_run and not supervised():
+        raise typer.Exit(supervised_train(config, overrides or [], run_dir, persistence))
     train_command(config, overrides or [], run_dir, persistence, dry_run=dry_run, as_json=json_)
 
 

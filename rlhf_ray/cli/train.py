@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from rich.table import Table
 from rlhf_ray.config import AnyConfig, RunConfig
 from rlhf_ray.config_file import dump_config, load_config
 from rlhf_ray.errors import UserError
+from rlhf_ray.launching.supervise import supervised
 from rlhf_ray.machine import cpu_cores, memory_gib
 from rlhf_ray.preflight import feasible, preflight
 from rlhf_ray.resources import requests, total_cpus
@@ -22,11 +24,21 @@ from rlhf_ray.resources import requests, total_cpus
 
 @dataclass(frozen=True, slots=True)
 class Persistence:
-    """Whether a run that exists goes on, and how often a run goes on by itself after it lost an actor or a node."""
+    """Whether a run that exists goes on, and how often in turn a run is started again by itself after its driver was
+    killed, or lost an actor or a node that it needs."""
 
     resume: bool = False
     resume_if_exists: bool = False
-    max_failures: int = 0
+    max_failures: int = 3
+
+
+def supervised_train(path: str, overrides: Sequence[str], run_dir: Path | None, keep: Persistence) -> int:
+    """`train_command` in a child that is started again when it is killed; returns its exit code."""
+    from rlhf_ray.launching.supervise import supervise
+
+    config = load_config(path, overrides)
+    command = [sys.executable, "-m", "rlhf_ray.cli.main", *sys.argv[1:]]
+    return supervise(command, run_dir or Path("runs", config.name), keep.max_failures)
 
 
 def train_command(
@@ -45,12 +57,13 @@ def train_command(
         for note in notes:
             console.print(note, highlight=False, markup=False)
     command = _command(path, overrides, folder, resume)
-    if keep.max_failures:
-        from rlhf_ray.launching.recovery import persist
+    launch = partial(_launch, config, folder, resume, command)
+    if supervised():
+        from rlhf_ray.launching.recovery import noticing_losses
 
-        summary = persist(partial(_launch, config, folder, command=command), config, folder, resume, keep.max_failures)
+        summary = noticing_losses(launch, config, folder)
     else:
-        summary = _launch(config, folder, resume, command)
+        summary = launch()
     if as_json:
         print(json.dumps(summary))
     else:

@@ -1,15 +1,16 @@
-"""A run that outlives the nodes it runs on: after a lost actor or node it goes on at its newest commit."""
+"""What a driver that cannot go on by itself has lost: then it is worth starting it again."""
 
 from __future__ import annotations
 
-import sys
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import AnyConfig, RunConfig
-from rlhf_ray.errors import RunError, UserError
+from rlhf_ray.errors import LostError, RunError, UserError
+from rlhf_ray.launching.supervise import RETRY
 from rlhf_ray.resources import feasible, total_cpus
 from rlhf_ray.rundir.lines import append_line
 
@@ -23,48 +24,33 @@ _REBUILT = "RayTrainWorker"
 """Ray Train starts its workers again by itself, within a try."""
 
 
-class Launch(Protocol):
-    """Runs a config in its run directory and returns the summary."""
-
-    def __call__(self, *, resume: bool) -> dict[str, object]: ...
-
-
-def persist(launch: Launch, config: AnyConfig, run_dir: Path, resume: bool, max_failures: int) -> dict[str, object]:
-    """What `launch` returns, which is called again after a lost actor or node, at most `max_failures` times.
-
-    Errors of the code and of the config are raised at once. Each try has a connection of its own to the cluster: Ray
-    ends what is left of a try when its connection ends.
+def noticing_losses(launch: Callable[[], dict[str, object]], config: AnyConfig, run_dir: Path) -> dict[str, object]:
+    """What `launch` returns. `LostError` if it failed because an actor or a node was lost; the other errors of code
+    and config are raised as they are.
     """
     from ray.exceptions import RayError
 
-    failures = 0
-    while True:
-        with connected(config.placement, total_cpus(config)):
-            if failures:
-                _await_room(config)
-            nodes = _alive()
-            try:
-                return launch(resume=resume)
-            except (RunError, RayError) as error:
-                if failures == max_failures:
-                    raise
-                _say(f"failed: {error}\nlooking whether an actor or a node was lost")
-                lost = _lost(nodes)
-                if lost is None:
-                    raise
-                reason = f"{error}".partition("\n")[0].rstrip(".:")
-        failures += 1
-        resume = (run_dir / "config.yaml").is_file()
-        sentence = (
-            f"Lost {lost}: {reason}. The run goes on at its newest commit: retry {failures} of at most {max_failures}."
-        )
-        _say(sentence)
-        if resume:
-            append_line(run_dir / "events.jsonl", {"time": time.time(), "kind": "restart", "sentence": sentence})
+    with connected(config.placement, total_cpus(config)):
+        if os.environ.get(RETRY):
+            _await_room(config)
+        nodes = _alive()
+        try:
+            return launch()
+        except LostError as error:
+            _note(run_dir, f"Lost: {error}")
+            raise
+        except (RunError, RayError) as error:
+            lost = _lost(nodes, _NOTICED_S if len(nodes) > 1 else 0.0)  # one node is this one
+            if lost is None:
+                raise
+            reason = f"lost {lost}: " + f"{error}".partition("\n")[0].rstrip(".:")
+            _note(run_dir, f"L{reason[1:]}.")
+            raise LostError(reason) from error
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # stdout is for results
+def _note(run_dir: Path, sentence: str) -> None:
+    if run_dir.is_dir():
+        append_line(run_dir / "events.jsonl", {"time": time.time(), "kind": "lost", "sentence": sentence})
 
 
 def _alive() -> set[str]:
@@ -73,11 +59,11 @@ def _alive() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def _lost(nodes: set[str]) -> str | None:
+def _lost(nodes: set[str], patience_s: float) -> str | None:
     """What of this try was lost: those of `nodes` that are dead, and actors that died; None if nothing was."""
-    deadline = time.monotonic() + _NOTICED_S
+    deadline = time.monotonic() + patience_s
     while not (nodes - _alive() or _lost_actors()):
-        if time.monotonic() > deadline:
+        if time.monotonic() >= deadline:
             return None
         time.sleep(_POLL_S)
     time.sleep(_POLL_S)  # the actors of a node are written off one by one

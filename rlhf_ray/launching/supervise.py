@@ -19,78 +19,81 @@ from rlhf_ray.rundir.lines import append_line
 
 SILENT_S = 30.0
 """A driver that gives no sign for so long hangs. It gives one every second, from a thread of its own."""
+LOST = 75
+"""The exit code of a driver that has lost a process that it needs (EX_TEMPFAIL of BSD: try again)."""
+RETRY = "RLHF_RAY_RETRY"
+"""Set in a driver that was started again."""
 _SIGN_S = 1.0
 _SIGNS = "RLHF_RAY_SIGNS"
 _PR_SET_PDEATHSIG = 1
 
 
-def supervise(arguments: Sequence[str], run_dir: Path, max_failures: int) -> int:
-    """Runs `rlhf-ray` with `arguments` as a child and returns its exit code; signals are passed on to it.
+def supervise(command: Sequence[str], run_dir: Path, max_failures: int) -> int:
+    """Runs `command`, a driver, as a child and returns its exit code; signals are passed on to it.
 
-    A child that a signal ended, or that gave no sign for `SILENT_S`, is started again and resumes the run at `run_dir`:
-    at most `max_failures` times without a step committed in between.
+    A child that a signal ended, that says `LOST`, or that gave no sign for `SILENT_S` is started again and resumes the
+    run at `run_dir` (`--resume-if-exists`): at most `max_failures` times without a step committed in between.
     """
-    failures, newest = 0, _newest_commit(run_dir)
+    failures, newest, retrying = 0, _newest_commit(run_dir), False
     while True:
-        code, asked_to_stop = _run_child(arguments)
+        code, asked_to_stop = _run_child(command, retrying)
         committed = _newest_commit(run_dir)
         failures, newest = (0 if committed > newest else failures) + 1, committed
-        if code >= 0 or asked_to_stop or failures > max_failures:
-            return code if code >= 0 else 128 - code
+        lost = code < 0 or code == LOST
+        if not lost or asked_to_stop or failures > max_failures:
+            return 128 - code if code < 0 else 1 if code == LOST else code
+        cause = f"was ended by {signal.Signals(-code).name}" if code < 0 else "cannot go on"
         sentence = (
-            f"The driver ended by {signal.Signals(-code).name}. The run goes on at its newest commit: "
-            f"retry {failures} of at most {max_failures}."
+            f"The driver {cause}. The run goes on at its newest commit: retry {failures} of at most {max_failures}."
         )
         print(sentence, file=sys.stderr, flush=True)
         if (run_dir / "config.yaml").is_file():
             append_line(run_dir / "events.jsonl", {"time": time.time(), "kind": "restart", "sentence": sentence})
-        arguments = [*(word for word in arguments if word != "--resume"), "--resume-if-exists"]
+        retrying = True
 
 
-def give_signs() -> bool:
-    """In a supervised driver: tells its parent from now on that it lives. False in any other process."""
-    pipe = os.environ.pop(_SIGNS, None)
-    if pipe is None:
-        return False
+def supervised() -> bool:
+    """Whether this process is the child of `supervise`."""
+    return _SIGNS in os.environ
+
+
+def give_signs() -> None:
+    """In a supervised process: tells its parent from now on that it lives."""
 
     def tell() -> None:
         while True:
-            os.write(int(pipe), b".")
+            os.write(pipe, b".")
             time.sleep(_SIGN_S)
 
+    pipe = int(os.environ[_SIGNS])
+    os.set_inheritable(pipe, False)
     threading.Thread(target=tell, name="signs", daemon=True).start()
-    return True
 
 
-def _run_child(arguments: Sequence[str]) -> tuple[int, bool]:
+def _run_child(command: Sequence[str], retrying: bool) -> tuple[int, bool]:
     """Its exit code, minus the signal that ended it, and whether this process was asked to stop meanwhile."""
+    again = ["--resume-if-exists"] if retrying else []
+    words = [word for word in command if not (retrying and word == "--resume")]
     signs, told = os.pipe()
     child = subprocess.Popen(
-        [sys.executable, "-m", "rlhf_ray.cli.main", *arguments],
-        env={**os.environ, _SIGNS: str(told)},
+        [*words, *again],
+        env={**os.environ, _SIGNS: str(told), **({RETRY: "1"} if retrying else {})},
         pass_fds=[told],
         start_new_session=True,  # what a terminal sends to a whole group comes once, from here
-        preexec_fn=_stop_with_parent,
+        preexec_fn=_end_with_parent,
     )
     os.close(told)
     try:
-        with _passing_signals(child) as asked:
+        with _passing_signals(child) as came:
             while select.select([signs], [], [], SILENT_S)[0] and os.read(signs, 4096):
                 pass
-            if child.poll() is None and not _ends(child):
+            try:
+                child.wait(_SIGN_S)
+            except subprocess.TimeoutExpired:  # it is silent, not at its end
                 child.kill()
-            return child.wait(), bool(asked)
+            return child.wait(), bool(came)
     finally:
         os.close(signs)
-
-
-def _ends(child: subprocess.Popen[bytes]) -> bool:
-    """Whether a child whose pipe is closed, and which is not silent, comes to its end."""
-    try:
-        child.wait(_SIGN_S)
-        return True
-    except subprocess.TimeoutExpired:
-        return False
 
 
 @contextmanager
@@ -110,10 +113,10 @@ def _passing_signals(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-def _stop_with_parent() -> None:
-    """For a child: a SIGTERM if its parent is killed. Signals that the parent ignores it does not."""
+def _end_with_parent() -> None:
+    """For a child: a SIGTERM if its parent is killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it
 
 
 def _newest_commit(run_dir: Path) -> str:

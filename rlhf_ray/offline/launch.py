@@ -14,7 +14,8 @@ from typing import Any, Protocol, cast
 from rlhf_ray import metrics as names
 from rlhf_ray.config import AnyOfflineConfig
 from rlhf_ray.data.feedback import open_feedback
-from rlhf_ray.errors import RunError, UserError
+from rlhf_ray.errors import LostError, RunError, UserError
+from rlhf_ray.resume import only_writer
 from rlhf_ray.rundir.commit import newest_good, replace_file
 from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.rundir.lines import append_line, read_lines
@@ -71,7 +72,7 @@ class TaskRun:
     def result(self) -> dict[str, Any]:
         """The figures."""
         import ray
-        from ray.exceptions import RayTaskError
+        from ray.exceptions import NodeDiedError, RayTaskError, WorkerCrashedError
 
         try:
             figures: dict[str, Any] = ray.get(self._answer)
@@ -79,6 +80,8 @@ class TaskRun:
             if isinstance(error.cause, UserError | RunError):
                 raise error.cause from None
             raise RunError(f"{error.cause}") from error
+        except (WorkerCrashedError, NodeDiedError) as error:
+            raise LostError(f"the process that supervises the ranks died: {error}") from error
         return figures
 
     def cancel(self) -> None:
@@ -130,17 +133,22 @@ def follow(running: Running, run_dir: Path, deadline_s: float) -> Iterator[list[
 def _supervise(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
     """Runs worker groups until one finishes; each starts from the newest commit."""
     began = time.monotonic()
+    with only_writer(run_dir):
+        figures = _groups(config, folder, run_dir)
+    return figures | measured(run_dir, began)
+
+
+def _groups(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
     for attempt in range(config.train.max_restarts + 1):
         try:
-            figures = _fit(config, folder, run_dir)
-            break
+            return _fit(config, folder, run_dir)
         except _GroupLostError as error:
             good, _ = newest_good(run_dir / "checkpoints")
             place = f"checkpoint {good.path.name}" if good else "the beginning"
             if attempt == config.train.max_restarts:
                 raise RunError(f"{error}; train.max_restarts = {config.train.max_restarts} is used up") from error
             _event(run_dir, "restart", f"{error}. The group starts again from {place}.")
-    return figures | measured(run_dir, began)
+    raise AssertionError  # the last attempt returned or raised
 
 
 def measured(run_dir: Path, began: float) -> dict[str, object]:

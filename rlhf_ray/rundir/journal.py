@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # both load torch
     from rlhf_ray.ports import Metrics, Span, State
     from rlhf_ray.types import Rollout
 
+PHASE_FILE = ".phase"
+_PHASE_BYTES = 200
 _RECORDS = 2000  # the live view polls every second or so; older ones are in the files
 
 
@@ -46,6 +48,7 @@ class RunDirectory:
         self._records: deque[dict[str, object]] = deque(maxlen=_RECORDS)
         self._lock = threading.Lock()
         self._tensorboard: SummaryWriter | None = None
+        self._phase_file: int | None = None
 
     @classmethod
     def create(
@@ -126,8 +129,15 @@ class RunDirectory:
         append_line(self.path / "spans.jsonl", {"step": step, "lanes": rounded})
 
     def phase(self, step: int, name: str) -> None:
-        """Tells the live view what the run is doing now, for example `phase(3, "generate")`."""
-        self._write("phase", {"step": step, "phase": name, "time": time.time()}, None)
+        """Tells the live view what the run is doing now, for example `phase(3, "generate")`; `read_phase` tells others.
+
+        Nothing waits for the disk: the file matters as long as the machine is up.
+        """
+        record: dict[str, object] = {"step": step, "phase": name, "time": time.time()}
+        if self._phase_file is None:
+            self._phase_file = os.open(self.path / PHASE_FILE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        os.pwrite(self._phase_file, json.dumps(record).ljust(_PHASE_BYTES).encode(), 0)
+        self._write("phase", record, None)
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
         """`rollouts/step-N.parquet`."""
@@ -170,6 +180,9 @@ class RunDirectory:
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
+        if self._phase_file is not None:
+            os.close(self._phase_file)
+            self._phase_file = None
 
     def _write(self, kind: str, record: dict[str, object], file: str | None) -> None:
         with self._lock:
@@ -185,6 +198,15 @@ class RunDirectory:
             purge = None if self.committed is None else self.committed_step + 1
             self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=purge)
         return self._tensorboard
+
+
+def read_phase(run_dir: Path) -> dict[str, object]:
+    """What the run at `run_dir` was last doing: `step`, `phase` and since when, `time`; {} if it has not begun."""
+    try:
+        record: dict[str, object] = json.loads((run_dir / PHASE_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # the very first one is being written
+        return {}
+    return record
 
 
 def write_summary(path: Path, values: Mapping[str, object]) -> None:

@@ -1,0 +1,99 @@
+"""What is killed when: roles x phases, with another signal for each seed, in an order drawn from the seed."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf_ray.config import RunConfig
+from rlhf_ray.models.tiny import tiny_model
+from rlhf_ray.tags import Process, processes
+
+Lane = Literal["torch", "vllm"]
+PHASES = ("idle", "generate", "score", "update", "push", "commit", "resume")
+"""Idle: the controller computes advantages, and every other role waits."""
+SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)
+"""Of seed 0, 1, 2, and so on in turn."""
+STEPS_A_CELL = 6
+_ROLES: dict[str, tuple[str, str, int]] = {
+    "driver": ("driver", "rlhf_ray.cli.main", 0),
+    "controller": ("controller", "ray::Controller", 0),
+    "policy inbox": ("policy inbox", "ray::Inbox", 0),
+    "critic inbox": ("critic inbox", "ray::Inbox", 0),
+    "Ray Train controller": ("controller", "ray::TrainController", 0),
+    "policy rank, the older": ("policy rank", "ray::RayTrainWorker", 0),
+    "policy rank, the younger": ("policy rank", "ray::RayTrainWorker", 1),
+    "critic rank": ("critic rank", "ray::RayTrainWorker", 0),
+    "rollout-0": ("rollout-0", "ray::RolloutActor", 0),
+    "rollout-1": ("rollout-1", "ray::RolloutActor", 0),
+    "reference-0": ("reference-0", "ray::ReferenceActor", 0),
+    "reward-0": ("reward-0", "ray::RewardActor", 0),
+}
+"""The tag of its processes, how their title begins, and which of them, the oldest first."""
+ROLES = tuple(_ROLES)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One square of the matrix."""
+
+    role: str
+    phase: str
+    sign: signal.Signals
+
+
+def cells(seed: int, roles: Sequence[str] = ROLES, phases: Sequence[str] = PHASES) -> list[Cell]:
+    """All of a seed, in its own order."""
+    found = [Cell(role, phase, SIGNALS[seed % len(SIGNALS)]) for role in roles for phase in phases]
+    random.Random(seed).shuffle(found)
+    return found
+
+
+def victim(run: str, role: str) -> Process | None:
+    """The living process of `run` that plays `role`, if there is one."""
+    tag, title, number = _ROLES[role]
+    found = [each for each in processes(run) if each.role == tag and title in each.title]
+    return found[number] if number < len(found) else None
+
+
+def config(folder: Path, seed: int, lane: Lane, num_cells: int) -> RunConfig:
+    """A run of a tiny model with every role, long enough for `num_cells` strikes: of PPO, or GRPO for odd seeds.
+
+    One process samples one answer at a time: what vLLM computes depends, in the last bits, on what it computes beside
+    it. The torch engine needs no such care.
+    """
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(24)))
+    algorithm: dict[str, Any] = {"type": "grpo", "kl_target": None} if seed % 2 else {"type": "ppo", "kl_target": 0.1}
+    return RunConfig.model_validate(
+        {
+            "name": f"seed-{seed}",
+            "seed": seed,
+            "model": {"path": str(tiny_model(folder / "tiny"))},
+            "prompts": {"path": str(prompts), "max_prompt_tokens": 64},
+            "algorithm": {"kl_horizon": 2000, **algorithm},
+            "policy": {"num_workers": 2, "learning_rate": 1e-4},
+            "critic": {"init": "policy", "learning_rate": 1e-4},
+            "reference": {},
+            "reward": {"sources": [{"type": "function", "path": "rlhf_ray.chaos.toy:vowels"}]},
+            "rollout": {
+                "engine": lane,
+                "engines": 2,
+                "samples_per_prompt": 2,
+                "max_new_tokens": 8,
+                "kv_cache_gib": 0.25,
+                "max_concurrent": 1 if lane == "vllm" else 16,
+            },
+            "train": {
+                "num_steps": STEPS_A_CELL * num_cells + 4,
+                "prompts_per_step": 4,
+                "checkpoint_every": 2,
+                "deadline_s": 300,
+            },
+        }
+    )

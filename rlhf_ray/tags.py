@@ -1,0 +1,47 @@
+"""Which processes of a machine belong to a run: each is started with two variables that anybody can read in /proc."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_RUN = b"RLHF_RAY_RUN="
+_ROLE = b"RLHF_RAY_ROLE="
+
+
+def tags(run: str, role: str) -> dict[str, str]:
+    """Of the environment of a process that plays `role` in the run."""
+    return {_RUN.decode()[:-1]: run, _ROLE.decode()[:-1]: role}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Process:
+    """A living process of a run."""
+
+    started: int
+    """In clock ticks since the machine started: tells a successor from one that had its number."""
+    pid: int
+    role: str
+    title: str
+    """Ray names a worker after its actor."""
+
+
+def processes(run: str) -> list[Process]:
+    """Those of this machine that belong to `run`, oldest first."""
+    return sorted(_tagged(run))
+
+
+def _tagged(run: str) -> Iterator[Process]:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (folder / "environ").read_bytes().split(b"\0")
+            if _RUN + run.encode() not in variables:
+                continue
+            role = next(one for one in variables if one.startswith(_ROLE)).removeprefix(_ROLE).decode()
+            title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            state, *rest = (folder / "stat").read_text().rpartition(")")[2].split()
+        except (OSError, StopIteration):
+            continue  # it has ended meanwhile, or is not ours
+        if state != "Z":
+            yield Process(int(rest[18]), int(folder.name), role, title)
