@@ -212,11 +212,17 @@ def _watch(controller: Any, config: RunConfig) -> dict[str, Any]:
             if isinstance(error.cause, UserError | RunError):
                 raise error.cause from None
             if isinstance(error.cause, RayActorError):
-                raise LostError(f"an actor that the controller needs died: {error.cause}") from error
+                raise LostError(f"an actor that the controller needs died ({_named(error.cause)})") from error
             raise RunError(f"{error.cause}") from error
         except RayActorError as error:
-            raise LostError(f"the controller died: {error}") from error
+            raise LostError("the controller died") from error
     return summary
+
+
+def _named(error: Exception) -> str:
+    """The line of Ray's report that has the actor's name; the first one if none has."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith("name:")), lines[0] if lines else type(error).__name__)
 
 
 def _embedded(placement: PlacementConfig, cpus: float) -> dict[str, Any]:

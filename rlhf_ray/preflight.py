@@ -27,6 +27,7 @@ from rlhf_ray.models.folder import (
     resolve_model,
     same_tokenizer,
 )
+from rlhf_ray.models.lean import import_lean
 from rlhf_ray.resources import checkpoint_gib, feasible
 from rlhf_ray.rewards.base import FunctionRewardConfig, ModelRewardConfig
 
@@ -189,6 +190,7 @@ def _check_prompts(config: RunConfig, policy: Path | None, notes: list[str]) -> 
         rows = len(read_rows(config.prompts))
         notes.append(f"{rows} prompts read; their length in tokens was not checked")
         return
+    import_lean()
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(policy)

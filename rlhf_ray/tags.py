@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,11 @@ class Process:
     role: str
     title: str
     """Ray names a worker after its actor."""
+
+
+def ticks_now() -> int:
+    """The time as `Process.started` counts it."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
 def processes(run: str) -> list[Process]:

@@ -116,10 +116,6 @@ class Controller:
     def _build(self) -> tuple[Roles, Sequence[Prompt], int]:
         config, run_dir = self._config, self._journal.path
         self._journal.phase(0, "starting the roles")
-        tokenizer = load_tokenizer(self._folders.policy)
-        prompts, heldout, notes = load_prompts(config.prompts, tokenizer, config.train.eval_prompts)
-        for note in notes:
-            self._journal.event("data", note)
         state = self._journal.committed.path if self._journal.committed else None
         folders, threads = self._folders, self._threads
         self._groups = self._groups or make_groups(config, run_dir, threads)
@@ -130,6 +126,10 @@ class Controller:
                 group
             ) in self._groups.values():  # vLLM measures the free memory of a GPU that nobody else may fill meanwhile
                 group.call("ping")
+        tokenizer = load_tokenizer(folders.policy)  # meanwhile the ranks start
+        prompts, heldout, notes = load_prompts(config.prompts, tokenizer, config.train.eval_prompts)
+        for note in notes:
+            self._journal.event("data", note)
         own = [role for role in POOLED if role not in self._shared.actors]
         actors = make_actors(config, folders.policy, folders.rewards, run_dir, threads, own)
         owner = self._shared.owner(run_dir)

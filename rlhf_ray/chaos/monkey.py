@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_ray.chaos.plan import Cell, victim
+from rlhf_ray.chaos.plan import Cell, successor, victim
 from rlhf_ray.errors import RunError
 from rlhf_ray.rundir.journal import read_phase
-from rlhf_ray.tags import Process
+from rlhf_ray.tags import Process, ticks_now
 
 _POLL_S = 0.001
 _LOOK_S = 0.05
-_LATER_S = 0.15
-"""At most so long after a phase has begun its victim is struck, and at most a few seconds in a resume."""
+_LATER_S = {"idle": 0.003, "push": 0.02, "commit": 0.05, "resume": 2.0}
+"""At most so long after a phase has begun its victim is struck."""
+_LATER_ELSE_S = 0.15
 _STARTING = ("starting the roles", "first weight push")
 _PHASE = {"idle": ("advantages",), "resume": _STARTING}
 
@@ -67,15 +68,15 @@ class Monkey:
             process = self._find(cell.role, deadline)
             self._until(lambda: self._phase()[1] in wanted, deadline, f"phase {cell.phase}")
             at = self._phase()
-            time.sleep(self._draw.uniform(0, 2.0 if cell.phase == "resume" else _LATER_S / (1 + 9 * (cell.phase == "idle"))))
-            with self._pinned(cell, deadline):
+            time.sleep(self._draw.uniform(0, _LATER_S.get(cell.phase, _LATER_ELSE_S)))
+            with self._pinned(cell):
                 if self._phase() == at and _same(victim(self._run, cell.role), process):
                     os.kill(process.pid, cell.sign)
                     return process, at[0]
             time.sleep(_LOOK_S)
 
     @contextlib.contextmanager
-    def _pinned(self, cell: Cell, deadline: float) -> Iterator[None]:
+    def _pinned(self, cell: Cell) -> Iterator[None]:
         controller = None if cell.role == "controller" else victim(self._run, "controller")
         if controller is not None:
             os.kill(controller.pid, signal.SIGSTOP)
@@ -87,10 +88,10 @@ class Monkey:
                     os.kill(controller.pid, signal.SIGCONT)
 
     def _back(self, cell: Cell, dead: Process, deadline: float) -> float:
-        began = time.monotonic()
+        began, struck = time.monotonic(), ticks_now()
         stopped_in_vain = cell.sign is signal.SIGSTOP and cell.role == "Ray Train controller"
         if not stopped_in_vain:
-            self._until(lambda: _after(victim(self._run, cell.role), dead), deadline, f"a new {cell.role}", _LOOK_S)
+            self._until(lambda: successor(self._run, cell.role, struck), deadline, f"a new {cell.role}", _LOOK_S)
         for _ in range(2):  # the rest of the step under way, or of what precedes the first one; and a whole one
             step, since = self._phase()[0], self._since()
             self._until(
@@ -132,7 +133,3 @@ class Monkey:
 
 def _same(one: Process | None, other: Process) -> bool:
     return one is not None and (one.pid, one.started) == (other.pid, other.started)
-
-
-def _after(one: Process | None, dead: Process) -> bool:
-    return one is not None and (one.pid, one.started) != (dead.pid, dead.started)

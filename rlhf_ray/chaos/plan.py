@@ -61,6 +61,12 @@ def victim(run: str, role: str) -> Process | None:
     return found[number] if number < len(found) else None
 
 
+def successor(run: str, role: str, ticks: int) -> bool:
+    """Whether a process that plays `role`, or its twin, was started at that time or later."""
+    tag, title, _ = _ROLES[role]
+    return any(each.role == tag and title in each.title and each.started >= ticks for each in processes(run))
+
+
 def config(folder: Path, seed: int, lane: Lane, num_cells: int) -> RunConfig:
     """A run of a tiny model with every role, long enough for `num_cells` strikes: of PPO, or GRPO for odd seeds.
 

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from rlhf_ray.rundir.lines import append_line
+from rlhf_ray.tags import tags
 
 SILENT_S = 30.0
 """A driver that gives no sign for so long hangs. It gives one every second, from a thread of its own."""
@@ -36,7 +37,7 @@ def supervise(command: Sequence[str], run_dir: Path, max_failures: int) -> int:
     """
     failures, newest, retrying = 0, _newest_commit(run_dir), False
     while True:
-        code, asked_to_stop = _run_child(command, retrying)
+        code, asked_to_stop = _run_child(command, tags(run_dir.name, "driver"), retrying)
         committed = _newest_commit(run_dir)
         failures, newest = (0 if committed > newest else failures) + 1, committed
         lost = code < 0 or code == LOST
@@ -70,14 +71,14 @@ def give_signs() -> None:
     threading.Thread(target=tell, name="signs", daemon=True).start()
 
 
-def _run_child(command: Sequence[str], retrying: bool) -> tuple[int, bool]:
+def _run_child(command: Sequence[str], environment: Mapping[str, str], retrying: bool) -> tuple[int, bool]:
     """Its exit code, minus the signal that ended it, and whether this process was asked to stop meanwhile."""
     again = ["--resume-if-exists"] if retrying else []
     words = [word for word in command if not (retrying and word == "--resume")]
     signs, told = os.pipe()
     child = subprocess.Popen(
         [*words, *again],
-        env={**os.environ, _SIGNS: str(told), **({RETRY: "1"} if retrying else {})},
+        env={**os.environ, **environment, _SIGNS: str(told), **({RETRY: "1"} if retrying else {})},
         pass_fds=[told],
         start_new_session=True,  # what a terminal sends to a whole group comes once, from here
         preexec_fn=_end_with_parent,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rlhf_ray.algorithms.ops import selected_logprobs_and_entropy
 from rlhf_ray.config import LoraConfig
+from rlhf_ray.models.lean import import_lean
 
 
 class CausalLM(nn.Module):
@@ -61,6 +62,7 @@ class CausalLM(nn.Module):
 
 def load_causal_lm(folder: Path, dtype: torch.dtype) -> nn.Module:
     """The model in `folder`, in evaluation mode (no dropout in any log-probability), safetensors only."""
+    import_lean()
     from transformers import AutoModelForCausalLM
 
     model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from rlhf_ray.errors import UserError
+from rlhf_ray.models.lean import import_lean
 from rlhf_ray.strict import Strict
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def read_reward_stats(folder: Path) -> tuple[float, float]:
 def load_tokenizer(folder: Path, backbone: Literal["decoder", "encoder"] = "decoder") -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`; a `UserError` if a decoder's has no chat template, which says how a conversation is
     read."""
+    import_lean()
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)

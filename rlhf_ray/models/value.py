@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from rlhf_ray.models.lean import import_lean
+
 
 class ValueHead(nn.Module):
     """A linear map from hidden states to one value, always in float32.
@@ -46,6 +48,7 @@ def load_value_model(folder: Path, init: str) -> ValueModel:
 
     Raises `UserError` for a reward model that is not one linear head on a decoder.
     """
+    import_lean()
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     if init == "policy":

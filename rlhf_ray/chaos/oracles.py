@@ -1,0 +1,74 @@
+"""What must be true of a run whose processes were killed, given the same run left alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf_ray import metrics as names
+from rlhf_ray.config import RunConfig
+from rlhf_ray.rundir.commit import file_sha256, newest_good, verify
+from rlhf_ray.rundir.lines import read_lines
+from rlhf_ray.rundir.rollout_table import read_rollouts
+from rlhf_ray.tags import processes
+
+_DRIFT_NATS = 1e-4
+_UNLIKE = ("manifest.json",)
+"""Of a commit: it has hashes, so it differs where a file does."""
+
+
+def exactly_once(config: RunConfig, quiet: Path, killed: Path) -> Iterator[str]:
+    """P2: each answer of the plan once, with the tokens, the reward and the policy version of the quiet run."""
+    for step in range(1, config.train.num_steps + 1):
+        tables = [run / "rollouts" / f"step-{step:06d}.parquet" for run in (quiet, killed)]
+        if not tables[1].is_file():
+            yield f"step {step} has no rollouts"
+            continue
+        first, second = (read_rollouts(table) for table in tables)
+        ids = [(row["prompt_id"], row["sample_index"]) for row in second]
+        if len(set(ids)) != len(ids) or len(ids) != config.rollouts_per_step:
+            yield f"step {step} has {len(ids)} answers, {len(set(ids))} of them different, instead of {len(first)}"
+        elif first != second:
+            yield f"step {step} learned from other answers than the quiet run"
+    steps = [record["step"] for record in read_lines(killed / "metrics.jsonl")]
+    if steps != list(range(1, config.train.num_steps + 1)):
+        yield f"metrics.jsonl has the steps {steps[:3]} ... {steps[-3:]}"
+
+
+def same_bits(quiet: Path, killed: Path) -> Iterator[str]:
+    """P3: every file of the last commit, and all the state of the loop, as in the quiet run."""
+    commits = [newest_good(run / "checkpoints")[0] for run in (quiet, killed)]
+    if commits[0] is None or commits[1] is None:
+        yield "there is no good commit"
+        return
+    if commits[0].meta != commits[1].meta:
+        yield f"the loop's state differs: {json.dumps(commits[1].meta)[:200]}"
+    hashes = [_hashes(commit.path) for commit in commits if commit]
+    for name in sorted(hashes[0].keys() | hashes[1].keys()):
+        if hashes[0].get(name) != hashes[1].get(name):
+            yield f"{name} differs"
+
+
+def _hashes(commit: Path) -> dict[str, str]:
+    files = [file for file in sorted(commit.rglob("*")) if file.is_file() and file.name not in _UNLIKE]
+    return {file.relative_to(commit).as_posix(): file_sha256(file) for file in files}
+
+
+def good_commits(killed: Path) -> Iterator[str]:
+    """P4: no commit that is named one is damaged."""
+    for path in sorted((killed / "checkpoints").glob("step-??????")):
+        yield from (f"{path.name}: {problem}" for problem in verify(path))
+
+
+def true_weights(killed: Path) -> Iterator[str]:
+    """P9: what an engine samples from is what the learner has: the same log-probs of every token."""
+    for record in read_lines(killed / "metrics.jsonl"):
+        drift = record.get(names.DRIFT_MAX)
+        if not isinstance(drift, float) or drift > _DRIFT_NATS:
+            yield f"step {record['step']}: an engine's log-probs are {drift} nats from the learner's"
+
+
+def no_orphans(killed: Path) -> Iterator[str]:
+    """P11: no process of the run is left."""
+    yield from (f"process {each.pid} ({each.role}) is left: {each.title[:60]}" for each in processes(killed.name))
