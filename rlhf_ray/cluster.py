@@ -27,6 +27,7 @@ from rlhf_ray.resources import feasible, total_cpus
 from rlhf_ray.resume import accept_changes, alone_in
 from rlhf_ray.rewards.base import ModelRewardConfig
 from rlhf_ray.rundir.journal import RunDirectory, write_summary
+from rlhf_ray.rundir.lines import append_line
 
 if TYPE_CHECKING:  # loads torch
     from rlhf_ray.actors.controller import Folders
@@ -85,6 +86,9 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
             controller = make_controller(config, folders, run_dir, threads_of(config))
             try:
                 summary = _watch(controller, config)
+            except (RunError, UserError) as error:
+                note_failure(run_dir, error)
+                raise
             finally:
                 free_places(run_dir)
                 ray.kill(controller)
@@ -97,6 +101,14 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
     write_summary(run_dir, summary)
     write_report(run_dir)
     return summary
+
+
+def note_failure(run_dir: Path, error: Exception) -> None:
+    """An event, and the page that says what to do about it."""
+    if not isinstance(error, LostError):  # whoever starts the run again says that
+        append_line(run_dir / "events.jsonl", {"time": time.time(), "kind": "failed", "sentence": f"{error}"})
+    with contextlib.suppress(UserError):  # the failure is what matters
+        write_report(run_dir)
 
 
 def folders_of(config: RunConfig) -> Folders:
@@ -144,7 +156,11 @@ def run_offline(
     with alone_in(run_dir):
         if resume:
             accept_changes(run_dir, config)
-        figures = _watch_offline(config, folder, run_dir, tell, start)
+        try:
+            figures = _watch_offline(config, folder, run_dir, tell, start)
+        except (RunError, UserError) as error:
+            note_failure(run_dir, error)
+            raise
     return {"kind": config.kind, **figures, "report": str(run_dir / "report.html"), "command": command}
 
 

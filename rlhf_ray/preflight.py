@@ -177,11 +177,12 @@ def _scale_notes(config: RunConfig, folder: Path) -> list[str]:
 def _check_disk(config: RunConfig, run_dir: Path) -> None:
     parent = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
     free, one = shutil.disk_usage(parent).free / 2**30, checkpoint_gib(config)
-    needed = one * (config.train.keep_checkpoints + 1)
+    needed = one * (config.train.keep_checkpoints + 2)
     if needed > free:
         raise UserError(
             f"{run_dir}: {free:.1f} GiB of disk are free, but train.keep_checkpoints = {config.train.keep_checkpoints} "
-            f"and one being written need about {needed:.1f} GiB ({one:.1f} each); free some or use another --run-dir"
+            f"newest ones, the best one and one being written need about {needed:.1f} GiB ({one:.1f} each); free some "
+            "or use another --run-dir"
         )
 
 

@@ -17,6 +17,11 @@ def tags(run: str, role: str) -> dict[str, str]:
     return {_RUN.decode()[:-1]: run, _ROLE.decode()[:-1]: role}
 
 
+def role_tag(role: str) -> dict[str, str]:
+    """Of a child of a process with tags, which belongs to the same run."""
+    return {_ROLE.decode()[:-1]: role}
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Process:
     """A living process of a run."""

@@ -15,7 +15,7 @@ from rlhf_ray.models.device import compute_dtype, device
 from rlhf_ray.models.reward.scorer import RewardScorer
 from rlhf_ray.ports import Busy
 from rlhf_ray.rewards.base import ModelRewardConfig, OverlongRewardConfig, RewardSourceConfig
-from rlhf_ray.rewards.functions import FunctionReward, load_function
+from rlhf_ray.rewards.isolated import IsolatedFunction
 from rlhf_ray.rewards.overlong import Overlong
 from rlhf_ray.rewards.rubric import Rubric, Source
 from rlhf_ray.types import Batch, Rollout
@@ -97,4 +97,4 @@ def make_source(config: RewardSourceConfig, folder: Path | None) -> Source:
         return LearnedReward(folder)
     if isinstance(config, OverlongRewardConfig):
         return Overlong(config.max_tokens, config.buffer)
-    return FunctionReward(load_function(config.path))
+    return IsolatedFunction(config.path, config.timeout_s, config.memory_gib)

@@ -136,6 +136,23 @@ def train(
     train_command(config, overrides or [], run_dir, persistence, dry_run=dry_run, as_json=json_)
 
 
+@app.command(epilog="Example: rlhf-ray chaos --role rollout-0 --phase generate --seed 0")
+def chaos(
+    out: Annotated[Path, typer.Option(help="Where the runs and the table go.")] = Path("runs/chaos"),
+    seed: Annotated[
+        list[int] | None, typer.Option(help="0: SIGKILL, 1: SIGSEGV, 2: SIGSTOP; all if not given.")
+    ] = None,
+    engine: Annotated[Literal["torch", "vllm"], typer.Option(help="Which rollout engine the runs have.")] = "torch",
+    role: Annotated[list[str] | None, typer.Option(help="Whom to kill; everybody if not given.")] = None,
+    phase: Annotated[list[str] | None, typer.Option(help="When; in every phase if not given.")] = None,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds that a run may take to recover from one kill.")] = 240.0,
+) -> None:
+    """Prove recovery: kill every process of a small run in every phase, and compare with the run left alone."""
+    from rlhf_ray.cli.chaos import chaos_command
+
+    typer.echo(chaos_command(out, seed or [0, 1, 2], engine, role or [], phase or [], limit).read_text())
+
+
 @app.command(epilog="Example: rlhf-ray submit ppo.yaml --address http://127.0.0.1:8265 --run-dir /shared/runs/ppo")
 def submit(
     config: Annotated[str, typer.Argument(help="A YAML file below the working directory, or a bundled recipe.")],

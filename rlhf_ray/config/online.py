@@ -137,6 +137,7 @@ class TrainConfig(Strict):
     checkpoint_every: PositiveInt = 10
     """Steps between commits; the last step always commits."""
     keep_checkpoints: PositiveInt = 2
+    """The newest; the one with the highest mean reward since the one before it stays too."""
     eval_prompts: Annotated[int, Field(ge=0)] = 0
     """Held-out prompts answered before and after training, with the same seeds."""
     deadline_s: PositiveFloat = 1800.0

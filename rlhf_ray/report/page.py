@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlhf_ray.errors import UserError
 from rlhf_ray.report.content import Column, Content
+from rlhf_ray.report.crash import crash
 from rlhf_ray.report.facts import flatten, number, plural, show
 from rlhf_ray.report.files import RunFiles, read_run
 from rlhf_ray.report.html import render
@@ -54,6 +55,7 @@ def _variables(files: RunFiles, content: Content) -> dict[str, object]:
         "created": str(manifest.get("created") or "")[:16].replace("T", " "),
         "command": manifest.get("command"),
         "unfinished": _unfinished(files),
+        "crash": crash(files),
         "events": _events(events[-_LAST:]),
         "events_left_out": max(0, len(events) - _LAST),
         "steps": _table(records[-_LAST:], content.columns),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rlhf_ray.strict import Strict
 
@@ -26,6 +26,10 @@ class FunctionRewardConfig(Strict):
     type: Literal["function"]
     name: str = "function"
     path: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    timeout_s: PositiveFloat = 60.0
+    """Of one call. A function that hangs is killed, and the answer quarantined."""
+    memory_gib: PositiveFloat | None = 8.0
+    """Of the function's own process; null: no limit."""
     weight: float = 1.0
     cost: bool = False
 

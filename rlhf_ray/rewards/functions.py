@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from rlhf_ray.errors import UserError
-from rlhf_ray.types import Rollout
+
+if TYPE_CHECKING:  # loads torch, which most functions do not need
+    from rlhf_ray.types import Rollout
 
 RewardFunction = Callable[[str, str, str | None], float]
 

@@ -44,4 +44,5 @@ def _fault(value: float | Exception) -> str | None:
         return f"{type(value).__name__}: {value}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"expected a number, got {type(value).__name__}"
-    return None if math.isfinite(value) else f"expected a finite number, got {value}"
+    # The squares of larger ones, summed over a batch, are no float32 any more. No comparison is true of NaN.
+    return None if abs(value) <= 1e12 else f"expected a number of size 1e12 at most, got {value}"

@@ -7,6 +7,7 @@ crash between the rename and the pointer leaves a good commit that the pointer d
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -128,8 +129,9 @@ def verify(path: Path) -> list[str]:
     return problems + [f"{name} is missing" for name in sorted(expected.keys() - found)]
 
 
-def prune(parent: Path, keep: int) -> list[Path]:
-    """Deletes all but the `keep` newest commits; returns what was deleted.
+def prune(parent: Path, keep: int, worth: str | None = None) -> list[Path]:
+    """Deletes all but the `keep` newest commits, and the one whose meta has the highest `worth`, the newest if several
+    have; returns what was deleted.
 
     If none of the kept ones verifies, the newest good one among the others stays too; if none is good at all, nothing
     is deleted.
@@ -144,12 +146,24 @@ def prune(parent: Path, keep: int) -> list[Path]:
     good = next((path for path in kept + rest if not verify(path)), None)
     if good is None:
         return []
-    doomed = [path for path in rest if path != good]
+    best = _best(commits, worth) if worth else None
+    doomed = [path for path in rest if path not in (good, best)]
     for path in doomed:
         hidden = parent / f"{_TEMPORARY}{path.name}"
         os.rename(path, hidden)  # so that a crash in the middle never leaves half a commit under its name
         shutil.rmtree(hidden)
     return doomed
+
+
+def _best(commits: list[Path], worth: str) -> Path | None:
+    """Of `commits`, the newest first."""
+    found: dict[Path, float] = {}
+    for path in commits:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            value = _read_manifest(path)[1].get(worth)
+            if isinstance(value, int | float):
+                found[path] = float(value)
+    return max(found, key=found.__getitem__, default=None)
 
 
 def set_aside(path: Path) -> Path:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_ray.errors import UserError
+from rlhf_ray.metrics import REWARD_MEAN
 from rlhf_ray.rundir.commit import Commit, commit_directory, newest_good, prune, replace_file, set_aside
 from rlhf_ray.rundir.environment import describe_environment
 from rlhf_ray.rundir.lines import append_line, finite, flush_to_disk, keep_lines
@@ -32,6 +34,8 @@ if TYPE_CHECKING:  # both load torch
     from rlhf_ray.types import Rollout
 
 PHASE_FILE = ".phase"
+WORTH = "reward_mean"
+"""In a commit's meta: the mean reward of the steps since the one before."""
 _PHASE_BYTES = 200
 _RECORDS = 2000  # the live view polls every second or so; older ones are in the files
 
@@ -45,6 +49,7 @@ class RunDirectory:
         self.committed = committed
         self.seconds_committing = 0.0
         self._keep = keep_checkpoints
+        self._rewards: list[float] = []
         self._records: deque[dict[str, object]] = deque(maxlen=_RECORDS)
         self._lock = threading.Lock()
         self._tensorboard: SummaryWriter | None = None
@@ -104,6 +109,9 @@ class RunDirectory:
         """One line in `metrics.jsonl` and one point a tag in TensorBoard; NaN and infinity become null and an event."""
         values = {name: finite(value) for name, value in metrics.items()}
         self._write("metrics", {"step": step, **values}, "metrics.jsonl")
+        reward = values.get(REWARD_MEAN)
+        if isinstance(reward, int | float):
+            self._rewards.append(reward)
         broken = [name for name, value in values.items() if value is None]
         if broken:
             self.event(
@@ -160,10 +168,12 @@ class RunDirectory:
             flush_to_disk(self.path / name)
         checkpoints = self.path / "checkpoints"
         began = time.monotonic()
-        path = commit_directory(checkpoints, _step_name(step), save, state)
+        rewards, self._rewards = self._rewards, []
+        worth = {WORTH: statistics.fmean(rewards)} if rewards else {}
+        path = commit_directory(checkpoints, _step_name(step), save, {**state, **worth})
         self.seconds_committing += time.monotonic() - began
         self.committed = Commit(path, dict(state))
-        prune(checkpoints, self._keep)
+        prune(checkpoints, self._keep, WORTH)
         return path
 
     def records_since(self, index: int) -> list[dict[str, object]]:

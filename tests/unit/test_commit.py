@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,9 @@ def write(content: str) -> Callable[[Path], None]:
     return into
 
 
-def kill_at(monkeypatch: pytest.MonkeyPatch, fatal: int | None) -> list[str]:
-    """Counts the durable operations; dies instead of doing number `fatal` (0-based). Returns the log."""
+def kill_at(monkeypatch: pytest.MonkeyPatch, fatal: int | None, how: BaseException | None = None) -> list[str]:
+    """Counts the durable operations; dies, or raises `how`, instead of doing number `fatal` (0-based). Returns the
+    log."""
     log: list[str] = []
 
     def wrap(name: str) -> None:
@@ -33,7 +35,8 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, fatal: int | None) -> list[str]:
 
         def shim(*args: object) -> None:
             if len(log) == fatal:
-                raise Killed
+                log.append("the fatal one")
+                raise how or Killed
             target = os.readlink(f"/proc/self/fd/{args[0]}") if name == "fsync" else str(args[0])
             log.append(f"{name} {target}")
             real(*args)
@@ -186,3 +189,43 @@ def test_a_fork_is_a_commit_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"state\.json is missing"):
         fork_commit(copy, tmp_path / "third")
     assert not list((tmp_path / "third").glob("step-*"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_disk_that_fails_at_any_call_leaves_the_commit_before_and_no_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with monkeypatch.context() as patch:
+        log = kill_at(patch, None)
+        commit_directory(tmp_path / "count", "step-000002", write("b"), {"step": 2})
+    rename = next(index for index, line in enumerate(log) if line.startswith("rename"))
+    for fatal in range(len(log)):
+        parent = tmp_path / f"failed-{fatal}"
+        commit_directory(parent, "step-000001", write("a"), {"step": 1})
+        with monkeypatch.context() as patch, pytest.raises(OSError, match=os.strerror(number)):
+            kill_at(patch, fatal, OSError(number, os.strerror(number)))
+            commit_directory(parent, "step-000002", write("b"), {"step": 2})
+        found = latest_commit(parent)
+        assert found is not None and found.meta == {"step": 2 if fatal > rename else 1} and found.skipped == []
+        if fatal <= rename:
+            assert sorted(p.name for p in parent.iterdir()) == ["latest", "step-000001"], "the space is free again"
+            commit_directory(parent, "step-000002", write("b"), {"step": 2})
+
+
+def test_a_full_disk_while_the_weights_are_written(tmp_path: Path) -> None:
+    def full(folder: Path) -> None:
+        write("b")(folder)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    commit_directory(tmp_path, "step-000001", write("a"), {"step": 1})
+    with pytest.raises(OSError, match="No space left"):
+        commit_directory(tmp_path, "step-000002", full, {"step": 2})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-000001"]
+
+
+def test_the_best_commit_stays_beside_the_newest(tmp_path: Path) -> None:
+    worth: dict[int, float | str] = {1: 0.1, 2: 0.9, 3: "0.95", 4: 0.9, 5: 0.3, 6: 0.2, 7: 0.4}
+    for step, value in worth.items():
+        commit_directory(tmp_path, f"step-{step:06d}", write("a"), {"worth": value})
+        prune(tmp_path, 2, "worth")
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000004", "step-000006", "step-000007"]

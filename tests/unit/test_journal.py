@@ -79,7 +79,7 @@ def test_open_goes_back_to_the_committed_step(tmp_path: Path) -> None:
     with (run.path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 4, "rew')
     again = RunDirectory.open(run.path)
-    assert again.committed is not None and again.committed.meta == {"cursor": 32}
+    assert again.committed is not None and again.committed.meta == {"cursor": 32, "reward_mean": 1.5}
     assert again.committed_step == 2
     assert [record["step"] for record in read_lines(again.path / "metrics.jsonl")] == [1, 2]
     assert [record["kind"] for record in read_lines(again.path / "events.jsonl")] == ["fault"]

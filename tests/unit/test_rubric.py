@@ -38,9 +38,9 @@ def test_the_reward_is_the_weighted_sum_and_the_breakdown_is_kept() -> None:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (math.nan, "expected a finite number, got nan"),
-        (math.inf, "expected a finite number, got inf"),
-        (-math.inf, "expected a finite number, got -inf"),
+        (math.nan, "expected a number of size 1e12 at most, got nan"),
+        (math.inf, "expected a number of size 1e12 at most, got inf"),
+        (-math.inf, "expected a number of size 1e12 at most, got -inf"),
         ("0.5", "expected a number, got str"),
         (True, "expected a number, got bool"),
         (None, "expected a number, got NoneType"),
@@ -57,7 +57,7 @@ def test_what_is_not_a_number_is_an_error_and_never_0(value: object, reason: str
 
 def test_all_faults_are_named() -> None:
     (score,) = Rubric([("a", 1.0, Fixed("x")), ("b", 1.0, Fixed(math.nan))]).score(_rollouts(1))
-    assert score.error == "a: expected a number, got str; b: expected a finite number, got nan"
+    assert score.error == "a: expected a number, got str; b: expected a number of size 1e12 at most, got nan"
 
 
 def raises_at_1(prompt: str, response: str, reference: str | None) -> float:

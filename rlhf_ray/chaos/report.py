@@ -1,0 +1,88 @@
+"""What came of it, for machines and as a table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rlhf_ray.chaos.matrix import Outcome
+from rlhf_ray.chaos.monkey import Strike
+from rlhf_ray.chaos.plan import Cell
+from rlhf_ray.machine import cpu_cores, memory_gib
+
+PROMISES = {
+    "P1": "every run reached its last step by itself",
+    "P2": "each answer of the plan was learned from once",
+    "P3": "weights, optimizer and loop have the bits of the run that was left alone",
+    "P4": "no damaged commit bears the name of one",
+    "P9": "the engines sampled from the learner's weights",
+    "P11": "no process was left behind",
+}
+
+
+def as_json(outcomes: Sequence[Outcome], plans: Sequence[Sequence[Cell]]) -> dict[str, Any]:
+    """Everything, with the seconds of recovery by role."""
+    strikes = [strike for outcome in outcomes for strike in outcome.strikes]
+    return {
+        "machine": {"cpu_cores": cpu_cores(), "memory_gib": round(memory_gib(), 1)},
+        "cells_planned": sum(len(plan) for plan in plans),
+        "cells_survived": len(strikes),
+        "recovery_s": {role: _quantiles(found) for role, found in _by(strikes, "role").items()},
+        "seeds": [_seed(outcome) for outcome in outcomes],
+    }
+
+
+def as_markdown(outcomes: Sequence[Outcome], plans: Sequence[Sequence[Cell]]) -> str:
+    """Roles by phases: how many strikes were survived of how many, and the median of seconds until a whole step was
+    done again."""
+    strikes = [strike for outcome in outcomes for strike in outcome.strikes]
+    planned = [cell for plan in plans for cell in plan]
+    roles = list(dict.fromkeys(sorted(cell.role for cell in planned)))
+    phases = list(dict.fromkeys(cell.phase for cell in sorted(planned, key=_place)))
+    rows = ["| | " + " | ".join(phases) + " | p50 | p95 |", "|---" * (len(phases) + 3) + "|"]
+    for role in roles:
+        squares = []
+        for phase in phases:
+            asked = sum((cell.role, cell.phase) == (role, phase) for cell in planned)
+            seconds = [one.back_s for one in strikes if (one.cell.role, one.cell.phase) == (role, phase)]
+            squares.append(f"{len(seconds)}/{asked}" + (f" {statistics.median(seconds):.0f} s" if seconds else ""))
+        found = _quantiles([one for one in strikes if one.cell.role == role])
+        squares += [f"{found['p50']:.0f} s", f"{found['p95']:.0f} s"] if found else ["", ""]
+        rows.append(f"| {role} | " + " | ".join(squares) + " |")
+    verdicts = [f"- {promise}, {says}: {_verdict(promise, outcomes)}" for promise, says in PROMISES.items()]
+    return "\n".join([*rows, "", *verdicts, ""])
+
+
+def _verdict(promise: str, outcomes: Sequence[Outcome]) -> str:
+    broken = [f"seed {one.seed}: {one.violations[promise][0]}" for one in outcomes if promise in one.violations]
+    return "; ".join(broken) if broken else f"so for {', '.join(f'seed {one.seed}' for one in outcomes)}"
+
+
+def _place(cell: Cell) -> int:
+    from rlhf_ray.chaos.plan import PHASES
+
+    return PHASES.index(cell.phase)
+
+
+def _by(strikes: Sequence[Strike], name: str) -> dict[str, list[Strike]]:
+    found: dict[str, list[Strike]] = {}
+    for strike in strikes:
+        found.setdefault(getattr(strike.cell, name), []).append(strike)
+    return found
+
+
+def _quantiles(strikes: Sequence[Strike]) -> dict[str, float]:
+    """Nearest ranks; {} of nothing."""
+    seconds = sorted(strike.back_s for strike in strikes)
+    if not seconds:
+        return {}
+    return {f"p{part}": round(seconds[min(len(seconds) - 1, len(seconds) * part // 100)], 1) for part in (50, 95)}
+
+
+def _seed(outcome: Outcome) -> dict[str, Any]:
+    strikes = [
+        {**asdict(strike), "cell": {**asdict(strike.cell), "sign": strike.cell.sign.name}} for strike in outcome.strikes
+    ]
+    return {**asdict(outcome), "strikes": strikes}
