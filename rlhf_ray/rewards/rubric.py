@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from rlhf_ray.types import Rollout, Score
 
@@ -28,10 +28,9 @@ class Rubric:
         rows = [{name: column[i] for name, column in columns.items()} for i in range(len(rollouts))]
         return [self._combine(row, weights) for row in rows]
 
-    def _combine(self, values: dict[str, float | Exception], weights: dict[str, float]) -> Score:
+    def _combine(self, values: dict[str, Any], weights: dict[str, float]) -> Score:
         faults = {name: fault for name, value in values.items() if (fault := _fault(value))}
-        good = {name: value for name, value in values.items() if name not in faults}
-        parts = {name: float(value) for name, value in good.items() if not isinstance(value, Exception)}
+        parts = {name: float(value) for name, value in values.items() if name not in faults}
         if faults:
             return Score(math.nan, parts, "; ".join(f"{name}: {fault}" for name, fault in faults.items()))
         weighted = {name: weights[name] * value for name, value in parts.items()}
@@ -44,5 +43,5 @@ def _fault(value: float | Exception) -> str | None:
         return f"{type(value).__name__}: {value}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"expected a number, got {type(value).__name__}"
-    # The squares of larger ones, summed over a batch, are no float32 any more. No comparison is true of NaN.
+    # The squares of larger ones, summed over a batch, are no float32 any more; and no comparison is true of NaN.
     return None if abs(value) <= 1e12 else f"expected a number of size 1e12 at most, got {value}"
