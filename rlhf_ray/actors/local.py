@@ -31,16 +31,26 @@ from rlhf_ray.types import Batch, Prompt, Rollout
 
 
 class LocalRoles:
-    """The roles of `config` in this process; `roles(prompts)` gives them to the loop. `reference` is a folder too."""
+    """The roles of `config` in this process; `roles(prompts)` gives them to the loop. `reference` is a folder too, and
+    `state` the commit that the learners start from, if any."""
 
     def __init__(
-        self, config: RunConfig, folder: Path, reference: Path, tokenizer: Any, rubric: Rubric, run_dir: Path
+        self,
+        config: RunConfig,
+        folder: Path,
+        reference: Path,
+        tokenizer: Any,
+        rubric: Rubric,
+        run_dir: Path,
+        state: Path | None = None,
+        critic: Path | None = None,
     ) -> None:
         if not dist.is_initialized():
             dist.init_process_group(backend(), store=dist.HashStore(), rank=0, world_size=1)
         with _as_the_only_rank():
-            self.learner = PolicyLearner(config, folder, run_dir, None)
-            self._critic = CriticLearner(config, folder, run_dir, None) if config.algorithm.needs_critic else None
+            self.learner = PolicyLearner(config, folder, run_dir, state)
+            needs = config.algorithm.needs_critic
+            self._critic = CriticLearner(config, critic or folder, run_dir, state) if needs else None
         self.journal = MemoryJournal()
         threads = torch.get_num_threads()
         self._reference = ReferenceActor(reference, config.model.dtype, config.rollout.temperature, threads)

@@ -21,6 +21,7 @@ from rich.markup import escape
 from rlhf_ray.cli.data import data_app
 from rlhf_ray.cli.feedback import feedback_app
 from rlhf_ray.cli.keys import keys_app
+from rlhf_ray.cli.runs import chaos, fork, replay
 from rlhf_ray.errors import GateError, LostError, RunError, UserError
 from rlhf_ray.launching.supervise import LOST, give_signs, supervised
 
@@ -34,6 +35,9 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(keys_app, name="keys")
 app.add_typer(feedback_app, name="feedback")
+app.command(epilog="Example: rlhf-ray fork runs/ppo runs/slower --step 20 policy.learning_rate=1e-6")(fork)
+app.command(epilog="Example: rlhf-ray replay runs/ppo --step 12")(replay)
+app.command(epilog="Example: rlhf-ray chaos --role rollout-0 --phase generate --seed 0")(chaos)
 Kind = Literal["job", "cluster", "service"]
 OWN_PROCESS = "own process"
 """The context's object when the command line is that of this process, not of a call of `main` in some other program."""
@@ -134,23 +138,6 @@ def train(
     if context.obj == OWN_PROCESS and max_failures and not dry_run and not supervised():
         raise typer.Exit(supervised_train(config, overrides or [], run_dir, persistence))
     train_command(config, overrides or [], run_dir, persistence, dry_run=dry_run, as_json=json_)
-
-
-@app.command(epilog="Example: rlhf-ray chaos --role rollout-0 --phase generate --seed 0")
-def chaos(
-    out: Annotated[Path, typer.Option(help="Where the runs and the table go.")] = Path("runs/chaos"),
-    seed: Annotated[
-        list[int] | None, typer.Option(help="0: SIGKILL, 1: SIGSEGV, 2: SIGSTOP; all if not given.")
-    ] = None,
-    engine: Annotated[Literal["torch", "vllm"], typer.Option(help="Which rollout engine the runs have.")] = "torch",
-    role: Annotated[list[str] | None, typer.Option(help="Whom to kill; everybody if not given.")] = None,
-    phase: Annotated[list[str] | None, typer.Option(help="When; in every phase if not given.")] = None,
-    limit: Annotated[float, typer.Option(min=1, help="Seconds that a run may take to recover from one kill.")] = 240.0,
-) -> None:
-    """Prove recovery: kill every process of a small run in every phase, and compare with the run left alone."""
-    from rlhf_ray.cli.chaos import chaos_command
-
-    typer.echo(chaos_command(out, seed or [0, 1, 2], engine, role or [], phase or [], limit).read_text())
 
 
 @app.command(epilog="Example: rlhf-ray submit ppo.yaml --address http://127.0.0.1:8265 --run-dir /shared/runs/ppo")

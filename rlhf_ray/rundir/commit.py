@@ -99,6 +99,13 @@ def newest_good(parent: Path) -> tuple[Commit | None, list[Damage]]:
     return None, damaged
 
 
+def verified_commits(parent: Path) -> Iterator[Commit]:
+    """All that verify, the newest first."""
+    for path in _newest_first(parent):
+        if not verify(path):
+            yield Commit(path, _read_manifest(path)[1])
+
+
 def latest_commit(parent: Path) -> Commit | None:
     """The newest commit (by name) whose manifest verifies, or None; the damaged ones passed over are in `skipped`."""
     return newest_good(parent)[0]

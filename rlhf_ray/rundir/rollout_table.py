@@ -32,6 +32,10 @@ SCHEMA = pa.schema(
         ("breakdown", pa.string()),  # JSON
         ("error", pa.string()),
         ("response_tokens", pa.int32()),
+        ("cost", pa.float64()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("response_ids", pa.list_(pa.int32())),
+        ("rollout_logprobs", pa.list_(pa.float64())),  # as sampled
     ]
 )
 
@@ -69,4 +73,8 @@ def _row(rollout: Rollout) -> dict[str, object]:
         "breakdown": json.dumps(dict(score.breakdown) if score else {}, sort_keys=True),
         "error": score.error if score else None,
         "response_tokens": len(rollout.response_ids),
+        "cost": None if score is None else score.cost,
+        "prompt_ids": rollout.prompt.token_ids,
+        "response_ids": rollout.response_ids,
+        "rollout_logprobs": rollout.rollout_logprobs,
     }

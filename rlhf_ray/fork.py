@@ -1,0 +1,69 @@
+"""A new run that begins where another one was, with other values of its config."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf_ray.config import AnyConfig, RunConfig
+from rlhf_ray.config_file import dump_config, load_config
+from rlhf_ray.errors import UserError
+from rlhf_ray.rundir.commit import fork_commit, verified_commits
+from rlhf_ray.rundir.journal import RunDirectory
+from rlhf_ray.rundir.lines import read_lines
+
+_BOOKS = ("metrics.jsonl", "spans.jsonl")
+
+
+def fork(source: Path, target: Path, step: int | None, overrides: Sequence[str]) -> int:
+    """Makes the run directory `target` from the commit of `source` at `step` (None: the newest) and returns that step.
+
+    What was learned up to there comes along: metrics, rollouts, the evaluation before training. Files are hard links.
+    `UserError` if there is no such commit, if `target` exists, or if an override changes what the commit depends on.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists already: choose another run directory for the fork")
+    before = load_config(source / "config.yaml", [])
+    config = load_config(source / "config.yaml", overrides)
+    _check(before, config)
+    commits = {int(str(commit.meta["step"])): commit for commit in verified_commits(source / "checkpoints")}
+    if not commits:
+        raise UserError(f"{source} has no good checkpoint to begin from")
+    chosen = max(commits) if step is None else step
+    if chosen not in commits:
+        known = ", ".join(map(str, sorted(commits)))
+        raise UserError(f"{source} has no good checkpoint of step {chosen}; choose --step from {known}")
+    manifest = {"forked_from": str(source.resolve()), "forked_at_step": chosen}
+    unborn = target.with_name(f".tmp-fork-{target.name}")
+    shutil.rmtree(unborn, ignore_errors=True)  # of a process that was killed here
+    RunDirectory.create(unborn, dump_config(config), manifest)
+    fork_commit(commits[chosen].path, unborn / "checkpoints")
+    for name in _BOOKS:
+        kept = [record for record in read_lines(source / name) if int(str(record["step"])) <= chosen]
+        (unborn / name).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    tables = [path for path in (source / "rollouts").glob("step-*.parquet") if int(path.stem[5:]) <= chosen]
+    for path in [*tables, *(source / "eval").glob("before.*")]:
+        copy = unborn / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        os.link(path, copy)
+    if (source / "data").is_dir():
+        shutil.copytree(source / "data", unborn / "data", copy_function=os.link)
+    os.rename(unborn, target)
+    return chosen
+
+
+def _check(before: AnyConfig, after: AnyConfig) -> None:
+    fixed = ["kind", "model"]
+    if isinstance(before, RunConfig) and isinstance(after, RunConfig):
+        if before.algorithm.type != after.algorithm.type:
+            raise UserError(f"algorithm.type: the checkpoint has the state of {before.algorithm.type}; leave it so")
+        if before.policy.lora != after.policy.lora:
+            raise UserError("policy.lora: the checkpoint has other weights; leave it as it was")
+    else:
+        fixed.append("data")
+    for key in fixed:
+        if getattr(before, key) != getattr(after, key):
+            raise UserError(f"{key}: a fork goes on with that of the run it comes from; leave it as it was")
