@@ -136,9 +136,9 @@ class LearnerGroup:
         joins: int = ray.get(self.inbox.incarnation.remote())
         return joins
 
-    def workers(self) -> dict[int, Any]:
-        """The actors of the ranks that have begun."""
-        found: dict[int, Any] = ray.get(self.inbox.workers.remote())
+    def workers(self, timeout_s: float | None = None) -> dict[int, Any]:
+        """The actors of the ranks that have begun. `GetTimeoutError` if the inbox does not answer in time."""
+        found: dict[int, Any] = ray.get(self.inbox.workers.remote(), timeout=timeout_s)
         return found
 
     def busy(self) -> Busy:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from rlhf_ray.actors.group import LearnerGroup
 from rlhf_ray.actors.pools import HEALTH, Pool
@@ -53,7 +54,16 @@ class Watch:
             for i, actor in enumerate(pool.actors):
                 found.append((f"{pool.role}-{i}", actor, actor.alive.options(concurrency_group=HEALTH).remote))
         for group in self._groups:
-            for rank, worker in group.workers().items():
+            found.append((f"the inbox of {group.role}", group.inbox, group.inbox.incarnation.remote))
+            for rank, worker in _ranks(group).items():
                 ready: Any = worker.__ray_ready__
                 found.append((f"rank {rank} of {group.role}", worker, ready.remote))
         return found
+
+
+def _ranks(group: LearnerGroup) -> dict[int, Any]:
+    """Those that are known: none while the inbox is silent, or dead, which ends the try."""
+    try:
+        return group.workers(_EVERY_S)
+    except (GetTimeoutError, RayActorError):
+        return {}
