@@ -22,5 +22,9 @@ class RunError(Exception):
     exit_code = 1
 
 
+class StallError(RunError):
+    """A stage of a run did not answer in time. The message names the actor and what it was asked."""
+
+
 class LostError(RunError):
     """A process of the run is gone: a fault of where it ran. The run can go on at its newest commit."""

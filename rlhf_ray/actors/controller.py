@@ -22,6 +22,7 @@ from rlhf_ray.actors.watch import Watch
 from rlhf_ray.actors.weight_push import WeightBroadcast
 from rlhf_ray.config import RunConfig
 from rlhf_ray.data.prompts import ShuffledPrompts, load_prompts
+from rlhf_ray.errors import StallError
 from rlhf_ray.heldout import Evaluation, compare, evaluate
 from rlhf_ray.loop import Progress, restore, train
 from rlhf_ray.models.reward_model import load_tokenizer
@@ -88,7 +89,12 @@ class Controller:
         roles.weights.push(progress.version)
         self._spent["start"] = time.monotonic() - self._began
         before = self._before(roles, heldout, pad, progress)
-        train(config, wrapped(config, roles, progress.step + 1), algorithm, pad, progress)
+        try:
+            train(config, wrapped(config, roles, progress.step + 1), algorithm, pad, progress)
+        except StallError as error:
+            assert self._watch is not None
+            self._journal.event("stalled", f"{error}", stacks=self._watch.stacks())
+            raise
         after = self._evaluate(roles, heldout, pad, "after") if before and not self._stopping else None
         summary = self._summary(progress, before, after)
         self.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlhf_ray.actors.living import Living
 from rlhf_ray.actors.stopwatch import Stopwatch
 from rlhf_ray.config import RewardConfig
 from rlhf_ray.models.causal_lm import CausalLM, load_causal_lm
@@ -21,7 +22,7 @@ from rlhf_ray.rewards.rubric import Rubric, Source
 from rlhf_ray.types import Batch, Rollout
 
 
-class ReferenceActor:
+class ReferenceActor(Living):
     """The policy as it was before training."""
 
     def __init__(self, folder: Path, dtype: str, temperature: float, threads: int) -> None:
@@ -31,9 +32,6 @@ class ReferenceActor:
 
     def ping(self) -> None:
         """Answers once the model is loaded."""
-
-    def alive(self) -> None:
-        """Answers also while it computes."""
 
     def busy(self) -> Busy:
         """What was computed since the last call."""
@@ -51,7 +49,7 @@ class ReferenceActor:
         return out
 
 
-class RewardActor:
+class RewardActor(Living):
     """All reward sources of a run."""
 
     def __init__(self, config: RewardConfig, folders: Sequence[Path | None], threads: int) -> None:
@@ -63,9 +61,6 @@ class RewardActor:
 
     def ping(self) -> None:
         """Answers once the models are loaded."""
-
-    def alive(self) -> None:
-        """Answers also while it computes."""
 
     def busy(self) -> Busy:
         """What was computed since the last call."""

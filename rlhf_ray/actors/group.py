@@ -18,7 +18,7 @@ from torch import Tensor
 from rlhf_ray.actors.inbox import BEGIN, TRIES, Answer, Begin, Command, Inbox, train_loop
 from rlhf_ray.config import LearnerConfig, OfflineTrainConfig
 from rlhf_ray.data.batching import rows_together
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import RunError, StallError
 from rlhf_ray.ports import Busy, Metrics
 from rlhf_ray.tags import tags
 from rlhf_ray.types import Batch
@@ -90,7 +90,8 @@ class LearnerGroup:
         return index
 
     def collect(self, index: int, name: str) -> list[Any]:
-        """All ranks' values in rank order. `RunError` names the role and rank at fault."""
+        """All ranks' values in rank order. `RunError` names the role and rank at fault, `StallError` those that are
+        late."""
         if self._beginning is not None and self._beginning != index:
             first, self._beginning = self._beginning, None
             self.collect(first, BEGIN)
@@ -100,7 +101,7 @@ class LearnerGroup:
                 raise RunError(f"{self.role}: its Ray Train group ended during '{name}': {self.ended}")
             if time.monotonic() > limit:
                 late = ray.get(self.inbox.missing.remote(index))
-                raise RunError(f"{self.role}: ranks {late} did not answer '{name}' within {self.deadline_s:.0f} s")
+                raise StallError(f"{self.role}: ranks {late} did not answer '{name}' within {self.deadline_s:.0f} s")
         if answers[0].error is not None:
             raise RunError(f"{self.role} failed at '{name}': {answers[0].error}")
         if name in _COMPUTE:

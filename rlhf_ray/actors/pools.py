@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlhf_ray.actors.inbox import TRIES
 from rlhf_ray.data.batching import microbatches, rows_together
-from rlhf_ray.errors import LostError, RunError
+from rlhf_ray.errors import LostError, RunError, StallError
 from rlhf_ray.ports import Busy
 from rlhf_ray.types import Batch, Prompt, Rollout
 from rlhf_ray.weight_sync.bucket import WeightPushError
@@ -27,6 +27,8 @@ HEALTH = "health"
 _SCORE_CHUNK = 8
 _BACK_S = 300.0
 _POLL_S = 0.2
+_NAMED = 5
+"""Ids in the message about answers that do not come."""
 
 
 class ActorLost(LostError):
@@ -52,13 +54,13 @@ class Pool:
         """Hears of deaths."""
 
     def get(self, reference: Any, replica: int, doing: str) -> Any:
-        """The value behind `reference`; a late answer is a `RunError` with the actor's name. `ActorLost` after a death,
-        or of an engine that died unnoticed and has no weights."""
+        """The value behind `reference`; a late answer is a `StallError` with the actor's name. `ActorLost` after a
+        death, or of an engine that died unnoticed and has no weights."""
         name = f"{self.role}-{replica}"
         try:
             return ray.get(reference, timeout=self.deadline_s)
         except GetTimeoutError:
-            raise RunError(f"{name} did not finish '{doing}' within {self.deadline_s:.0f} s") from None
+            raise StallError(f"{name} did not finish '{doing}' within {self.deadline_s:.0f} s") from None
         except RayTaskError as error:
             kind = ActorLost if isinstance(error.cause, WeightPushError) else RunError
             raise kind(f"{name} failed at '{doing}': {error.cause}\n{error}") from error
@@ -134,7 +136,9 @@ class RolloutPool(Pool):
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=self.deadline_s)
             if not ready:
                 late = ", ".join(f"rollout-{i}" for i in streams.values())
-                raise RunError(f"{late}: no rollout finished within {self.deadline_s:.0f} s")
+                ids = [f"{prompt}/{sample}" for one in missing for prompt, sample in one][:_NAMED]
+                answers = f"{', '.join(ids)} and perhaps others"
+                raise StallError(f"{late}: none of {answers} finished within {self.deadline_s:.0f} s")
             stream: Any = ready[0]
             i = streams[stream]
             try:

@@ -7,11 +7,11 @@ weights between two engine steps.
 from __future__ import annotations
 
 import itertools
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from rlhf_ray.actors.living import Living
 from rlhf_ray.actors.request import Request, request_seed
 from rlhf_ray.actors.stopwatch import Stopwatch
 from rlhf_ray.actors.vllm_engine import EngineSpec, make_engine, sampling_params
@@ -23,7 +23,7 @@ from rlhf_ray.weight_sync.bucket import Bucket, WeightPushError
 T = TypeVar("T")
 
 
-class RolloutActor:
+class RolloutActor(Living):
     """One vLLM engine. It refuses to generate unless a verified push gave it a version."""
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -35,16 +35,11 @@ class RolloutActor:
         self._waiting: dict[str, Request] = {}
         self._numbers = itertools.count()
         self._watch = Stopwatch()
-        self._boot = secrets.token_hex(8)
         self._engine = self._on_engine(lambda: make_engine(spec))
 
     def ping(self) -> int:
         """The number of tensor-parallel workers, once the engine is ready."""
         return self._spec.rollout.tensor_parallel
-
-    def alive(self) -> str:
-        """Answers also while the engine steps, with another word for each process that this actor has had."""
-        return self._boot
 
     def busy(self) -> Busy:
         """When the engine stepped since the last call."""

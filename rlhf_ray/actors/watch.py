@@ -8,14 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from rlhf_ray.actors.group import LearnerGroup
+from rlhf_ray.actors.living import stacks
 from rlhf_ray.actors.pools import HEALTH, Pool
 
 HUNG_S = 15.0
 """So long an actor may be silent. It answers from a thread of its own, also while it computes."""
 _EVERY_S = 1.0
+_STACKS_S = 5.0
 
 
 class Watch:
@@ -25,6 +27,25 @@ class Watch:
         self._pools, self._groups, self._tell = pools, groups, tell
         self._over = threading.Event()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
+
+    def stacks(self) -> dict[str, str]:
+        """Where every thread of every actor and rank is, and of this process, the controller's."""
+        asked: dict[Any, str] = {}
+        for pool in self._pools:
+            for i, actor in enumerate(pool.actors):
+                asked[actor.stacks.options(concurrency_group=HEALTH).remote()] = f"{pool.role}-{i}"
+        for group in self._groups:
+            for rank, worker in _ranks(group).items():
+                call: Any = worker.__ray_call__
+                asked[call.remote(stacks)] = f"rank {rank} of {group.role}"
+        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_STACKS_S)
+        found = {"controller": stacks()} | {asked[reference]: "it does not answer" for reference in silent}
+        for reference in answered:
+            try:
+                found[asked[reference]] = ray.get(reference)
+            except RayError as error:
+                found[asked[reference]] = f"{error}".partition("\n")[0]
+        return found
 
     def stop(self) -> None:
         """Nobody is asked any more."""

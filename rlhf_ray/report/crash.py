@@ -11,7 +11,7 @@ from rlhf_ray.report.files import RunFiles
 from rlhf_ray.rundir.commit import latest_commit
 from rlhf_ray.rundir.journal import read_phase
 
-FAULTS = ("hung", "revived", "damaged_checkpoint", "lost", "restart", "failed")
+FAULTS = ("hung", "stalled", "revived", "damaged_checkpoint", "lost", "restart", "failed")
 """Kinds of events that tell of something that went wrong."""
 _ENDS = ("failed", "lost")
 _ADVICE = {
@@ -19,8 +19,8 @@ _ADVICE = {
     r"CUDA out of memory|OutOfMemory|OOM|out of memory|MemoryError": "Lower policy.microbatch_tokens or "
     "rollout.max_concurrent, or use more ranks; then resume.",
     r"rollouts of the step failed to be scored": "Mend the reward source that the message names; then resume.",
-    r"did not finish|did not answer": "See the stacks in events.jsonl for what it waited for. If the machine was only "
-    "busy, resume with a longer train.deadline_s.",
+    r"did not finish|did not answer": "The event 'stalled' in events.jsonl has the stacks of all actors. If the "
+    "machine was only busy, resume with a longer train.deadline_s.",
     r"NaN|not finite|non-finite": "Lower the learning rate, and look at the last steps below; then resume.",
 }
 _ELSE = "If the message names your code or your data, mend it; then resume."

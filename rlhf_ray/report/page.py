@@ -77,7 +77,7 @@ def _events(events: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
     rows = []
     for event in events:
         when = number(event, "time")
-        rest = {key: value for key, value in event.items() if key not in ("time", "kind", "sentence", "step")}
+        rest = {key: value for key, value in event.items() if key not in ("time", "kind", "sentence", "step", "stacks")}
         rows.append(
             {
                 "time": "" if when is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when)),

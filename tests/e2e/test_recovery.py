@@ -19,6 +19,7 @@ from ray.util.state import list_actors
 from rlhf_ray import metrics as names
 from rlhf_ray.cluster import connected, launch
 from rlhf_ray.config import PlacementConfig, RunConfig
+from rlhf_ray.errors import StallError
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.rundir.commit import file_sha256
 from rlhf_ray.rundir.rollout_table import read_rollouts
@@ -80,6 +81,35 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         _launch(config, found.killed)
         killer.join(60)
     yield found
+
+
+def sleeps(prompt: str, response: str, reference: str | None) -> float:
+    """A reward that does not come in time."""
+    time.sleep(300)
+    return 0.0
+
+
+def test_a_stage_that_stalls_ends_the_run_with_the_stacks_of_all(runs: Runs) -> None:
+    """The actor lives and says so, hence the watch leaves it alone."""
+    folder = runs.quiet.parent
+    source = {"type": "function", "path": "tests.e2e.test_recovery:sleeps", "timeout_s": 600}
+    config = run_config(
+        folder / "tiny",
+        folder / "prompts.jsonl",
+        rollout={"engine": "torch"},
+        reward={"sources": [source]},
+        train={"deadline_s": 40},
+    )
+    with (
+        connected(PlacementConfig(), cpus=8),
+        pytest.raises(StallError, match="reward-0 did not finish 'score' within 40 s"),
+    ):
+        launch(config, folder / "stalled", resume=False, command="tests/e2e")
+    stalled, failed = _lines(folder / "stalled", "events.jsonl")[-2:]
+    assert (stalled["kind"], failed["kind"]) == ("stalled", "failed")
+    assert {"controller", "reward-0", "rollout-0", "reference-0", "rank 0 of policy"} <= stalled["stacks"].keys()
+    assert "isolated.py" in stalled["stacks"]["reward-0"] and "_serve" in stalled["stacks"]["rank 0 of policy"]
+    assert "This run failed" in (folder / "stalled" / "report.html").read_text()
 
 
 def _launch(config: RunConfig, run: Path) -> None:
