@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,15 @@ def test_two_ranks_and_every_zero_stage_make_the_update_of_one_rank(tiny: Path, 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_state_goes_over_to_another_number_of_ranks(tiny: Path, tmp_path: Path, stage: int) -> None:
-    """One update on two ranks, saved, one more on one rank equals two on one rank."""
-    lora = {"lora": {"rank": 4}}
-    on_ranks(1, _train, tiny, tmp_path / "whole", "policy", 1, stage, lora, 2)
-    on_ranks(2, _train, tiny, tmp_path / "split", "policy", 2, stage, lora, 1)
-    (tmp_path / "split" / f"policy-2-{stage}-1").rename(tmp_path / "split" / "start")
-    on_ranks(1, _train, tiny, tmp_path / "split", "policy", 1, stage, lora, 1)
-    whole = _state(tmp_path / "whole" / f"policy-1-{stage}-2", "policy")
-    _same(whole, _state(tmp_path / "split" / f"policy-1-{stage}-1", "policy"))
+    """An update on two ranks, one on one, one on two again, each from what the one before has saved, are as three."""
+    lora, split = {"lora": {"rank": 4}}, tmp_path / "split"
+    on_ranks(1, _train, tiny, tmp_path / "whole", "policy", 1, stage, lora, 3)
+    for ranks in (2, 1, 2):
+        on_ranks(ranks, _train, tiny, split, "policy", ranks, stage, lora, 1)
+        shutil.rmtree(split / "start", ignore_errors=True)
+        (split / f"policy-{ranks}-{stage}-1").rename(split / "start")
+    whole = _state(tmp_path / "whole" / f"policy-1-{stage}-3", "policy")
+    _same(whole, _state(split / "start", "policy"))
 
 
 def _poisoned(rank: int, tiny: Path, out: Path, ranks: int, stage: int) -> tuple[float, float, float, int]:

@@ -140,6 +140,31 @@ def test_a_termination_signal_ends_a_run_like_an_interrupt(good: Path, monkeypat
     assert interrupted and signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_second_signal_ends_a_run_at_once_and_an_echo_of_the_first_does_not(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's service signals each process of a job, so a driver gets what its supervisor passes on a second time."""
+    seen: list[str] = []
+
+    def launch(*_: object) -> dict[str, object]:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            seen.append("first")
+        os.kill(os.getpid(), signal.SIGTERM)
+        seen.append("committing")
+        time.sleep(1.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        seen.append("too late")
+        return {}
+
+    fake_launch(monkeypatch)
+    monkeypatch.setattr(sys.modules["rlhf_ray.cluster"], "launch", launch)
+    assert main(["train", "run.yaml"]) == 143
+    assert seen == ["first", "committing"]
+
+
 def test_traceback_on_request(good: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     fake_launch(monkeypatch, RunError("[bold] is not markup"))
     monkeypatch.setenv("RLHF_RAY_TRACEBACK", "1")
