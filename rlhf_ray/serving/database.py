@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from sqlalchemy.exc import ArgumentError
 from rlhf_ray.errors import UserError
 
 _BUSY_S = 30
+_AGAIN_S = 0.02
 _FIX = "give a file, or postgresql+psycopg://USER:PASSWORD@HOST/NAME with the extra [postgres]"
 _LOCK: Mapping[str, str] = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(7306110)"}
 
@@ -44,10 +47,24 @@ def open_database(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _: object) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        _to_write_ahead_log(connection)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     return engine
+
+
+def _to_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """SQLite does not wait for the others here, as it does elsewhere: several processes may open a new file at once."""
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_AGAIN_S)
 
 
 @contextmanager

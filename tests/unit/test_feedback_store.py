@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,20 @@ def test_one_of_many_who_say_the_same_at_once_is_kept(url: str) -> None:
         assert len({each.id for each in mine}) == 1 and sum(not each.duplicate for each in mine) == 1
     assert len(said(stores[1])) == 10
     assert len({row["annotator"] for row in stores[2].export_rows(None)}) == 1, "one salt"
+
+
+def test_a_new_file_that_another_process_writes_to_is_waited_for(tmp_path: Path) -> None:
+    """SQLite does not wait by itself when a file changes to the write-ahead log, as it does for the first one."""
+    file = tmp_path / "store.sqlite"
+    other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.5, lambda: other.execute("COMMIT"))
+    release.start()
+    began = time.monotonic()
+    FeedbackStore(f"sqlite:///{file}").keep_reply(reply("a"))
+    assert time.monotonic() - began > 0.4
+    release.join()
+    other.close()
 
 
 def test_nothing_is_forgotten_while_it_is_being_rated(url: str) -> None:
