@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_ray.chaos.monkey import Monkey, Strike
 from rlhf_ray.chaos.oracles import exactly_once, good_commits, no_orphans, same_bits, true_weights
 from rlhf_ray.chaos.plan import Cell, Lane, config
-from rlhf_ray.cluster import connected
-from rlhf_ray.config import PlacementConfig, RunConfig
+from rlhf_ray.chaos.runs import address, cluster, ended, started
+from rlhf_ray.config import RunConfig
 from rlhf_ray.config_file import dump_config
 from rlhf_ray.errors import RunError
 
-_CPUS = 12.0
-_END_S = 600.0
-_FAILURES = 5
-"""Of a driver, between two commits: two strikes of a cell in a resume, and those of the next."""
 _GONE_S = 15.0
 
 
@@ -49,16 +40,16 @@ def run_seed(
     (folder / "run.yaml").write_text(dump_config(run), encoding="utf-8")
     outcome = Outcome(seed, run.algorithm.type, steps=run.train.num_steps)
     quiet, killed = folder / f"quiet-{seed}", folder / f"killed-{seed}"
-    with connected(PlacementConfig(), _CPUS), _address():
+    with cluster(), address():
         began = time.monotonic()
-        with _started(folder, quiet) as process:
-            _ended(process, quiet)
+        with started(folder, quiet) as process:
+            ended(process, quiet)
         outcome.seconds_quiet = time.monotonic() - began
         length = f"{run.train.num_steps} steps of {run.algorithm.type}"
         tell(f"seed {seed}: {length}, left alone, in {outcome.seconds_quiet:.0f} s")
         began = time.monotonic()
         try:
-            with _started(folder, killed) as process:
+            with started(folder, killed) as process:
                 monkey = Monkey(killed, seed, limit_s, lambda: process.poll() is not None)
                 for strike in monkey.work(plan):
                     outcome.strikes.append(strike)
@@ -67,7 +58,7 @@ def run_seed(
                         f"seed {seed}: {len(outcome.strikes)}/{len(plan)} step {strike.step} {cell.role} in "
                         f"{cell.phase}, {cell.sign.name}: back after {strike.back_s:.1f} s"
                     )
-                _ended(process, killed)
+                ended(process, killed)
         except RunError as error:
             outcome.violations["P1"] = [str(error)]
         outcome.seconds_killed = time.monotonic() - began
@@ -85,44 +76,3 @@ def _judged(run: RunConfig, quiet: Path, killed: Path) -> dict[str, list[str]]:
         "P11": list(no_orphans(killed)),
     }
     return {promise: sentences for promise, sentences in found.items() if sentences}
-
-
-@contextlib.contextmanager
-def _address() -> Iterator[None]:
-    """The runs join the cluster that is connected, which outlives their drivers."""
-    import ray
-
-    before = os.environ.get("RAY_ADDRESS")
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    try:
-        yield
-    finally:
-        os.environ.pop("RAY_ADDRESS")
-        if before is not None:
-            os.environ["RAY_ADDRESS"] = before
-
-
-@contextlib.contextmanager
-def _started(folder: Path, run_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`rlhf-ray train` with its supervisor; ended afterwards, whatever happens."""
-    command = [sys.executable, "-m", "rlhf_ray.cli.main", "train", str(folder / "run.yaml"), "--run-dir", str(run_dir)]
-    command += ["--max-failures", str(_FAILURES)]
-    with (folder / f"{run_dir.name}.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            time.sleep(1.5)  # a second signal within a second counts as the first
-            process.send_signal(signal.SIGTERM)
-            process.wait(_END_S)
-
-
-def _ended(process: subprocess.Popen[bytes], run_dir: Path) -> None:
-    try:
-        code = process.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        raise RunError(f"{run_dir.name} did not end within {_END_S:.0f} s") from None
-    if code:
-        raise RunError(f"{run_dir.name} ended with exit code {code}; its log is beside it")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rlhf_ray.chaos.fixed_data import Kill
 from rlhf_ray.chaos.matrix import Outcome
 from rlhf_ray.chaos.monkey import Strike
 from rlhf_ray.chaos.plan import Cell
@@ -73,7 +74,34 @@ def _by(strikes: Sequence[Strike], name: str) -> dict[str, list[Strike]]:
     return found
 
 
-def _quantiles(strikes: Sequence[Strike]) -> dict[str, float]:
+def kills_as_json(kind: str, asked: int, kills: Sequence[Kill], broken: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Of a run on fixed data."""
+    return {
+        "machine": {"cpu_cores": cpu_cores(), "memory_gib": round(memory_gib(), 1)},
+        "kind": kind,
+        "kills_planned": asked,
+        "kills_survived": len(kills),
+        "violations": broken,
+        "kills": [asdict(kill) for kill in kills],
+    }
+
+
+def kills_as_markdown(kills: Sequence[Kill], broken: Mapping[str, Sequence[str]]) -> str:
+    """How often who was killed, and how long it took until a step was written again."""
+    rows = ["| killed | times | p50 | p95 |", "|---|---|---|---|"]
+    for role in dict.fromkeys(sorted(kill.role for kill in kills)):
+        found = _quantiles([kill for kill in kills if kill.role == role])
+        times = sum(kill.role == role for kill in kills)
+        rows.append(f"| {role} | {times} | {found['p50']:.0f} s | {found['p95']:.0f} s |")
+    verdicts = [
+        f"- {promise}, {says}: {broken[promise][0] if promise in broken else 'so'}"
+        for promise, says in PROMISES.items()
+        if promise != "P9"  # there are no engines
+    ]
+    return "\n".join([*rows, "", *verdicts, ""])
+
+
+def _quantiles(strikes: Sequence[Strike | Kill]) -> dict[str, float]:
     """Nearest ranks; {} of nothing."""
     seconds = sorted(strike.back_s for strike in strikes)
     if not seconds:

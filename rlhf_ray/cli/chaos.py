@@ -8,9 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rlhf_ray.chaos.fixed_data import Kind, kill_fixed_data_run
 from rlhf_ray.chaos.matrix import Outcome, run_seed
 from rlhf_ray.chaos.plan import PHASES, ROLES, Cell, Lane, cells
-from rlhf_ray.chaos.report import as_json, as_markdown
+from rlhf_ray.chaos.report import as_json, as_markdown, kills_as_json, kills_as_markdown
 from rlhf_ray.errors import GateError, UserError
 from rlhf_ray.rundir.commit import replace_file
 
@@ -39,4 +40,18 @@ def chaos_command(
     broken = [f"{promise}: {found[0]}" for one in outcomes for promise, found in one.violations.items()]
     if broken:
         raise GateError(f"{len(broken)} promises were broken; the first, {broken[0]}. See {out / 'chaos.md'}")
+    return out / "chaos.md"
+
+
+def fixed_data_chaos(out: Path, kind: Kind, kills: int, limit_s: float) -> Path:
+    """The same for a run of `kind`, whose processes are killed at random moments."""
+    if out.exists():
+        raise UserError(f"{out} exists already: choose another --out")
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    done, broken = kill_fixed_data_run(out, kind, kills, limit_s, console.print)
+    replace_file(out / "chaos.json", json.dumps(kills_as_json(kind, kills, done, broken), indent=1) + "\n")
+    replace_file(out / "chaos.md", kills_as_markdown(done, broken))
+    if broken:
+        promise, found = next(iter(broken.items()))
+        raise GateError(f"{len(broken)} promises were broken; the first, {promise}: {found[0]}. See {out / 'chaos.md'}")
     return out / "chaos.md"

@@ -61,8 +61,15 @@ def chaos(
     role: Annotated[list[str] | None, typer.Option(help="Whom to kill; everybody if not given.")] = None,
     phase: Annotated[list[str] | None, typer.Option(help="When; in every phase if not given.")] = None,
     limit: Annotated[float, typer.Option(min=1, help="Seconds that a run may take to recover from one kill.")] = 240.0,
+    fixed_data: Annotated[
+        Literal["dpo", "reward"] | None, typer.Option(help="Such a run instead, killed at random moments.")
+    ] = None,
+    kills: Annotated[int, typer.Option(min=1, help="Of a run on fixed data.")] = 50,
 ) -> None:
     """Prove recovery: kill every process of a small run in every phase, and compare with the run left alone."""
-    from rlhf_ray.cli.chaos import chaos_command
+    from rlhf_ray.cli.chaos import chaos_command, fixed_data_chaos
 
+    if fixed_data is not None:
+        typer.echo(fixed_data_chaos(out, fixed_data, kills, limit).read_text())
+        return
     typer.echo(chaos_command(out, seed or [0, 1, 2], engine, role or [], phase or [], limit).read_text())

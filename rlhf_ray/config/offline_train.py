@@ -36,7 +36,7 @@ class OfflineTrainConfig(Strict):
     """Steps between commits; null: at the end only."""
     keep_checkpoints: PositiveInt = 2
     max_restarts: Annotated[int, Field(ge=0)] = 3
-    """How often a group that lost a worker is started again from the newest checkpoint."""
+    """How often a group that lost a worker is started again from one and the same checkpoint."""
     deadline_s: PositiveFloat = 1800.0
     """The longest time without a sign of progress before the run is an error that names the group."""
 

@@ -19,6 +19,7 @@ from rlhf_ray.resume import only_writer
 from rlhf_ray.rundir.commit import newest_good, replace_file
 from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.rundir.lines import append_line, read_lines
+from rlhf_ray.tags import tags
 
 STOP_FILE = ".stop"
 FAILURE_FILE = "failure-rank{rank}.txt"
@@ -59,7 +60,8 @@ class TaskRun:
     def __init__(self, config: AnyOfflineConfig, folder: Path, run_dir: Path) -> None:
         import ray
 
-        environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **worker_environment(config)}
+        own = tags(run_dir.name, "supervisor")
+        environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **worker_environment(config), **own}
         task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment})(_supervise)
         self._answer = task.remote(absolute(config), folder, run_dir)
 
@@ -107,7 +109,7 @@ def absolute(config: AnyOfflineConfig) -> AnyOfflineConfig:
 def follow(running: Running, run_dir: Path, deadline_s: float) -> Iterator[list[dict[str, object]]]:
     """News for the live view, every second, until the run is over; then it has a result.
 
-    `RunError` if nothing was written for `deadline_s`.
+    `LostError` if nothing was written for `deadline_s`.
     """
     files = {"metrics": run_dir / "metrics.jsonl", "event": run_dir / "events.jsonl"}
     seen, sizes = dict.fromkeys(files, 0), dict.fromkeys(files, 0)
@@ -126,7 +128,9 @@ def follow(running: Running, run_dir: Path, deadline_s: float) -> Iterator[list[
             last = time.monotonic()
         elif not over and time.monotonic() - last > deadline_s:
             running.cancel()
-            raise RunError(f"the worker group of {run_dir.name} gave no sign for {deadline_s:.0f} s (train.deadline_s)")
+            raise LostError(
+                f"the worker group of {run_dir.name} gave no sign for {deadline_s:.0f} s (train.deadline_s)"
+            )
         yield news
 
 
@@ -139,16 +143,17 @@ def _supervise(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[st
 
 
 def _groups(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
-    for attempt in range(config.train.max_restarts + 1):
+    lost, before = 0, None
+    while True:
         try:
             return _fit(config, folder, run_dir)
         except _GroupLostError as error:
             good, _ = newest_good(run_dir / "checkpoints")
             place = f"checkpoint {good.path.name}" if good else "the beginning"
-            if attempt == config.train.max_restarts:
+            lost, before = (lost + 1 if place == before else 1), place
+            if lost > config.train.max_restarts:
                 raise RunError(f"{error}; train.max_restarts = {config.train.max_restarts} is used up") from error
             _event(run_dir, "restart", f"{error}. The group starts again from {place}.")
-    raise AssertionError  # the last attempt returned or raised
 
 
 def measured(run_dir: Path, began: float) -> dict[str, object]:
@@ -190,6 +195,7 @@ class _GroupLostError(Exception):
 
 def _fit(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
     """Runs one worker group to its end; returns rank 0's figures."""
+    from ray.exceptions import RayActorError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -219,6 +225,8 @@ def _fit(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, obj
         result = cast(Result, trainer.fit())
     except WorkerGroupError as error:
         raise _explained(error.worker_failures, run_dir) from error
+    except RayActorError as error:
+        raise _GroupLostError(f"Ray Train's controller was lost ({_first_line(error)})") from error
     except TrainingFailedError as error:
         raise RunError(f"the worker group could not run: {error}") from error
     if not isinstance(result.return_value, dict):

@@ -1,0 +1,147 @@
+"""Runs on fixed data, whose processes are killed at random moments, against the same runs left alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf_ray.chaos.oracles import good_commits, no_orphans, same_bits
+from rlhf_ray.chaos.runs import address, cluster, ended, started
+from rlhf_ray.config import AnyOfflineConfig, PreferenceConfig, RewardModelConfig
+from rlhf_ray.config_file import dump_config
+from rlhf_ray.errors import RunError
+from rlhf_ray.models.tiny import tiny_model
+from rlhf_ray.rundir.lines import read_lines
+from rlhf_ray.tags import Process, processes, ticks_now
+
+Kind = Literal["dpo", "reward"]
+_TITLES = {
+    "rank": "ray::RayTrainWorker",
+    "Ray Train controller": "ray::TrainController",
+    "supervising task": "ray::_supervise",
+    "driver": "rlhf_ray.cli.main",
+}
+_ODDS = {"rank": 7, "Ray Train controller": 1, "supervising task": 1, "driver": 1}
+_STEPS_A_KILL = 8
+_POLL_S = 0.02
+_GONE_S = 15.0
+_UNLIKE = ("time/", "throughput/")
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Whom, in which step the run was, and how long it took to write a step again."""
+
+    role: str
+    step: int
+    back_s: float
+
+
+def fixed_data_config(folder: Path, kind: Kind, kills: int) -> AnyOfflineConfig:
+    """A run of a tiny model on the demo's feedback that is long enough."""
+    base: dict[str, Any] = {
+        "name": kind,
+        "model": {"path": str(tiny_model(folder / "tiny"))},
+        "data": {"path": "demo", "limit": 60, "max_tokens": 200},
+        "train": {
+            "batch_size": 4,
+            "learning_rate": 1e-4,
+            "cpus_per_worker": 0.5,
+            "num_workers": 2,
+            "max_steps": _STEPS_A_KILL * kills + 10,
+            "checkpoint_every": 3,
+        },
+    }
+    if kind == "reward":
+        return RewardModelConfig.model_validate(base)
+    method = {"type": "dpo", "adaptive_beta": {"type": "kl", "target_kl": 0.5}}
+    return PreferenceConfig.model_validate({**base, "method": method, "lora": {"rank": 4}})
+
+
+def kill_fixed_data_run(
+    folder: Path, kind: Kind, kills: int, limit_s: float, tell: Callable[[str], None]
+) -> tuple[list[Kill], dict[str, list[str]]]:
+    """The kills and the broken promises of a run of `kind`; both runs stay in `folder`."""
+    folder.mkdir(parents=True)
+    config = fixed_data_config(folder, kind, kills)
+    (folder / "run.yaml").write_text(dump_config(config), encoding="utf-8")
+    quiet, killed = folder / f"quiet-{kind}", folder / f"killed-{kind}"
+    done: list[Kill] = []
+    violations: dict[str, list[str]] = {}
+    with cluster(), address():
+        with started(folder, quiet) as process:
+            ended(process, quiet)
+        try:
+            with started(folder, killed) as process:
+                for kill in _kill(killed, random.Random(kills), kills, limit_s, lambda: process.poll() is not None):
+                    done.append(kill)
+                    tell(f"{kind}: {len(done)}/{kills} {kill.role} after step {kill.step}: back in {kill.back_s:.1f} s")
+                ended(process, killed)
+        except RunError as error:
+            violations["P1"] = [str(error)]
+        time.sleep(_GONE_S)
+        found = {
+            "P2": list(_same_steps(quiet, killed)),
+            "P3": list(same_bits(quiet, killed)),
+            "P4": list(good_commits(killed)),
+            "P11": list(no_orphans(killed)),
+        }
+    return done, violations | {promise: sentences for promise, sentences in found.items() if sentences}
+
+
+def _kill(run_dir: Path, draw: random.Random, kills: int, limit_s: float, over: Callable[[], bool]) -> Iterator[Kill]:
+    """Kills somebody after some more steps, a moment into the next one, and waits until a step is written again."""
+    metrics = run_dir / "metrics.jsonl"
+    for _ in range(kills):
+        deadline = time.monotonic() + limit_s
+
+        def until(true: Callable[[], bool], what: str, deadline: float = deadline) -> None:
+            while not true():
+                if over():
+                    raise RunError(f"{run_dir.name} ended while it was waited for {what}")
+                if time.monotonic() > deadline:
+                    raise RunError(f"{run_dir.name}: {what} did not come within {limit_s:.0f} s")
+                time.sleep(_POLL_S)
+
+        enough = _last_step(metrics) + draw.randint(1, 4)
+        until(lambda n=enough: _last_step(metrics) >= n, f"step {enough}")  # type: ignore[misc]  # a default binds it
+        time.sleep(draw.uniform(0, 0.2))
+        role = draw.choices(list(_ODDS), list(_ODDS.values()))[0]
+        victims = _players(run_dir.name, role)
+        if not victims:  # it is being started just now
+            role, victims = "driver", _players(run_dir.name, "driver")
+        victim, step, struck, began = draw.choice(victims), _last_step(metrics), ticks_now(), time.monotonic()
+        os.kill(victim.pid, signal.SIGKILL)
+        until(lambda r=role, t=struck: any(p.started >= t for p in _players(run_dir.name, r)), f"a new {role}")  # type: ignore[misc]  # defaults bind them
+        at = time.time()
+        until(lambda t=at: metrics.is_file() and metrics.stat().st_mtime > t and _last_step(metrics) > 0, "a step")  # type: ignore[misc]  # a default binds it
+        yield Kill(role, step, time.monotonic() - began)
+
+
+def _players(run: str, role: str) -> list[Process]:
+    return [each for each in processes(run) if _TITLES[role] in each.title]
+
+
+def _last_step(metrics: Path) -> int:
+    try:
+        return max((int(str(record.get("step", 0))) for record in read_lines(metrics)), default=0)
+    except (OSError, ValueError):  # it is being replaced
+        return 0
+
+
+def _same_steps(quiet: Path, killed: Path) -> Iterator[str]:
+    """P2: each step once, with the figures of the quiet run, which are of the rows that it took."""
+    one, other = (
+        [{k: v for k, v in record.items() if not k.startswith(_UNLIKE)} for record in read_lines(run / "metrics.jsonl")]
+        for run in (quiet, killed)
+    )
+    if [record["step"] for record in one] != [record["step"] for record in other]:
+        yield f"metrics.jsonl has {len(other)} lines instead of {len(one)}"
+        return
+    yield from (f"step {a['step']} has other figures" for a, b in zip(one, other, strict=True) if a != b)

@@ -1,0 +1,67 @@
+"""The runs that are killed, or left alone, on a cluster that outlives their drivers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf_ray.cluster import connected
+from rlhf_ray.config import PlacementConfig
+from rlhf_ray.errors import RunError
+
+_CPUS = 12.0
+_END_S = 600.0
+_FAILURES = 5
+"""Of a driver, between two commits: two strikes of a cell in a resume, and those of the next."""
+
+
+def cluster() -> contextlib.AbstractContextManager[None]:
+    """Inside, Ray is up, with room for a run of every role."""
+    return connected(PlacementConfig(), _CPUS)
+
+
+@contextlib.contextmanager
+def address() -> Iterator[None]:
+    """The runs join the cluster that is connected, which outlives their drivers."""
+    import ray
+
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    try:
+        yield
+    finally:
+        os.environ.pop("RAY_ADDRESS")
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
+
+
+@contextlib.contextmanager
+def started(folder: Path, run_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`rlhf-ray train` with its supervisor; ended afterwards, whatever happens."""
+    command = [sys.executable, "-m", "rlhf_ray.cli.main", "train", str(folder / "run.yaml"), "--run-dir", str(run_dir)]
+    command += ["--max-failures", str(_FAILURES)]
+    with (folder / f"{run_dir.name}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(1.5)  # a second signal within a second counts as the first
+            process.send_signal(signal.SIGTERM)
+            process.wait(_END_S)
+
+
+def ended(process: subprocess.Popen[bytes], run_dir: Path) -> None:
+    try:
+        code = process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        raise RunError(f"{run_dir.name} did not end within {_END_S:.0f} s") from None
+    if code:
+        raise RunError(f"{run_dir.name} ended with exit code {code}; its log is beside it")
