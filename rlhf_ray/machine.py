@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
+import sys
 from pathlib import Path
 
 import psutil
+
+_PR_SET_PDEATHSIG = 1
 
 
 def cpu_cores() -> int:
@@ -35,3 +40,9 @@ def silent_cluster(address: str | None) -> str | None:
     except (OSError, OverflowError) as error:
         return str(error)
     return None
+
+
+def end_with_parent(sign: signal.Signals) -> None:
+    """For a process that was just started (`preexec_fn`): it gets `sign` when its parent dies. On Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, sign)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from rlhf_ray.machine import end_with_parent
 from rlhf_ray.rundir.lines import append_line
 from rlhf_ray.tags import tags
 
@@ -26,7 +26,6 @@ RETRY = "RLHF_RAY_RETRY"
 """Set in a driver that was started again."""
 _SIGN_S = 1.0
 _SIGNS = "RLHF_RAY_SIGNS"
-_PR_SET_PDEATHSIG = 1
 
 
 def supervise(command: Sequence[str], run_dir: Path, max_failures: int) -> int:
@@ -81,7 +80,7 @@ def _run_child(command: Sequence[str], environment: Mapping[str, str], retrying:
         env={**os.environ, **environment, _SIGNS: str(told), **({RETRY: "1"} if retrying else {})},
         pass_fds=[told],
         start_new_session=True,  # what a terminal sends to a whole group comes once, from here
-        preexec_fn=_end_with_parent,
+        preexec_fn=_prepare,
     )
     os.close(told)
     try:
@@ -114,9 +113,8 @@ def _passing_signals(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-def _end_with_parent() -> None:
-    """For a child: a SIGTERM if its parent is killed."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _prepare() -> None:
+    end_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background ignores it
 
 

@@ -8,13 +8,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any, Protocol, cast
 
-from rlhf_ray import metrics as names
 from rlhf_ray.config import AnyOfflineConfig
 from rlhf_ray.data.feedback import open_feedback
 from rlhf_ray.errors import LostError, RunError, UserError
+from rlhf_ray.offline.figures import measured
 from rlhf_ray.resume import only_writer
 from rlhf_ray.rundir.commit import newest_good, replace_file
 from rlhf_ray.rundir.journal import RunDirectory
@@ -156,11 +155,6 @@ def _groups(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, 
             _event(run_dir, "restart", f"{error}. The group starts again from {place}.")
 
 
-def measured(run_dir: Path, began: float) -> dict[str, object]:
-    """What the run's metrics say about it; it began at `began` of the monotonic clock."""
-    return {"seconds_training": time.monotonic() - began, "tokens_per_second": _speed(run_dir), **_last(run_dir)}
-
-
 def encode(config: AnyOfflineConfig, folder: Path, run_dir: Path) -> dict[str, object]:
     """Token ids on disk, once for a run and all its restarts; returns counts for the summary.
 
@@ -265,23 +259,6 @@ def _is_loss(cause: BaseException) -> bool:
 def _first_line(cause: BaseException) -> str:
     lines = str(cause).strip().splitlines()
     return lines[0] if lines else type(cause).__name__
-
-
-def _speed(run_dir: Path) -> float | None:
-    """The median over steps, the first left out: it warms caches."""
-    values = [record.get(names.TOKENS_PER_SECOND) for record in read_lines(run_dir / "metrics.jsonl")]
-    known = [float(value) for value in values[1:] if isinstance(value, int | float)]
-    return median(known) if known else None
-
-
-def _last(run_dir: Path) -> dict[str, object]:
-    """The last held-out loss, and where an adaptive beta ended with the KL that it followed, if there was one."""
-    found: dict[str, object] = {}
-    keys = {"beta_last": names.BETA, "kl_last": names.BETA_KL, "kl_target": names.BETA_TARGET_KL}
-    keys["heldout_loss"] = names.HELDOUT_LOSS
-    for record in read_lines(run_dir / "metrics.jsonl"):
-        found |= {ours: record[name] for ours, name in keys.items() if name in record}
-    return found
 
 
 def create_run(

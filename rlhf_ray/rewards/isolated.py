@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -12,12 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
+from rlhf_ray.machine import end_with_parent
 from rlhf_ray.tags import role_tag
 from rlhf_ray.types import Rollout
 
 _START_S = 120.0
-_PR_SET_PDEATHSIG = 1
 _CHUNK = 65536
 TRIES = 2
 """Of a question whose process died, or at which the function said that the outside world failed (`OSError`)."""
@@ -81,7 +81,7 @@ class IsolatedFunction:
             stdout=subprocess.PIPE,
             env={**os.environ, **role_tag("reward function")},
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=partial(end_with_parent, signal.SIGKILL),
         )
         answer = self._answer(self._child, _START_S)
         if "error" in answer:
@@ -117,7 +117,3 @@ class IsolatedFunction:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()  # type: ignore[union-attr]  # both are pipes
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

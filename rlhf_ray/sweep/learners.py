@@ -17,7 +17,8 @@ from rlhf_ray.actors.group import LearnerGroup
 from rlhf_ray.cluster import threads_of
 from rlhf_ray.config import AnyConfig, AnyOfflineConfig, RunConfig
 from rlhf_ray.errors import RunError
-from rlhf_ray.offline.launch import STOP_FILE, absolute, measured, worker_environment
+from rlhf_ray.offline.figures import measured
+from rlhf_ray.offline.launch import STOP_FILE, absolute, worker_environment
 from rlhf_ray.offline.worker import SuccessiveRuns
 
 _ENDING_S = 100.0  # below the time that Tune gives to a trial to end
