@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from rich.table import Table
 from rlhf_ray.config import AnyConfig, RunConfig
 from rlhf_ray.config_file import dump_config, load_config
 from rlhf_ray.errors import UserError
-from rlhf_ray.launching.supervise import RETRY, supervised
+from rlhf_ray.launching.supervise import started_again, supervised
 from rlhf_ray.machine import cpu_cores, memory_gib
 from rlhf_ray.preflight import feasible, preflight
 from rlhf_ray.resources import requests, total_cpus
@@ -49,8 +48,8 @@ def train_command(
     config = load_config(path, overrides)
     folder = run_dir or Path("runs", config.name)
     resume = keep.resume or (keep.resume_if_exists and (folder / "config.yaml").is_file())
-    again = RETRY in os.environ  # everything was checked, and is on this machine
-    notes = [] if again else preflight(config, folder, resume, download=not dry_run)
+    # Of a driver that is started again everything was checked, and is on this machine.
+    notes = [] if started_again() else preflight(config, folder, resume, download=not dry_run)
     if dry_run:
         _show(config, [*notes, *_shortfall(config)], as_json)
         return

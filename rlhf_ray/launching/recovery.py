@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import AnyConfig, RunConfig
 from rlhf_ray.errors import LostError, RunError, UserError
-from rlhf_ray.launching.supervise import RETRY
+from rlhf_ray.launching.supervise import started_again
 from rlhf_ray.resources import feasible, total_cpus
 from rlhf_ray.rundir.lines import append_line
 
@@ -31,7 +30,7 @@ def noticing_losses(launch: Callable[[], dict[str, object]], config: AnyConfig, 
     from ray.exceptions import RayError
 
     with connected(config.placement, total_cpus(config)):
-        if os.environ.get(RETRY):
+        if started_again():
             _await_room(config)
         nodes = _alive()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import signal
@@ -22,8 +23,7 @@ SILENT_S = 30.0
 """A driver that gives no sign for so long hangs. It gives one every second, from a thread of its own."""
 LOST = 75
 """The exit code of a driver that has lost a process that it needs (EX_TEMPFAIL of BSD: try again)."""
-RETRY = "RLHF_RAY_RETRY"
-"""Set in a driver that was started again."""
+_RETRY = "RLHF_RAY_RETRY"
 _SIGN_S = 1.0
 _SIGNS = "RLHF_RAY_SIGNS"
 
@@ -52,9 +52,20 @@ def supervise(command: Sequence[str], run_dir: Path, max_failures: int) -> int:
         retrying = True
 
 
+@functools.cache
+def _taken(name: str) -> str | None:
+    """The value of a variable, which goes: children of this process are not supervised."""
+    return os.environ.pop(name, None)
+
+
 def supervised() -> bool:
     """Whether this process is the child of `supervise`."""
-    return _SIGNS in os.environ
+    return _taken(_SIGNS) is not None
+
+
+def started_again() -> bool:
+    """Whether it is not the first one."""
+    return _taken(_RETRY) is not None
 
 
 def give_signs() -> None:
@@ -65,7 +76,7 @@ def give_signs() -> None:
             os.write(pipe, b".")
             time.sleep(_SIGN_S)
 
-    pipe = int(os.environ[_SIGNS])
+    pipe = int(_taken(_SIGNS) or "")
     os.set_inheritable(pipe, False)
     threading.Thread(target=tell, name="signs", daemon=True).start()
 
@@ -77,7 +88,7 @@ def _run_child(command: Sequence[str], environment: Mapping[str, str], retrying:
     signs, told = os.pipe()
     child = subprocess.Popen(
         [*words, *again],
-        env={**os.environ, **environment, _SIGNS: str(told), **({RETRY: "1"} if retrying else {})},
+        env={**os.environ, **environment, _SIGNS: str(told), **({_RETRY: "1"} if retrying else {})},
         pass_fds=[told],
         start_new_session=True,  # what a terminal sends to a whole group comes once, from here
         preexec_fn=_prepare,

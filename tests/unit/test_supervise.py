@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 
 from rlhf_ray.config import RunConfig
 from rlhf_ray.errors import LostError, RunError, UserError
-from rlhf_ray.launching import recovery, supervise
+from rlhf_ray.launching import recovery
 from rlhf_ray.launching.recovery import noticing_losses
 from rlhf_ray.launching.supervise import LOST
 from tests.builders import interruptible, run_config
@@ -24,12 +23,12 @@ from tests.builders import interruptible, run_config
 DRIVER = """
 import os, signal, sys, time
 from pathlib import Path
-from rlhf_ray.launching.supervise import RETRY, give_signs
+from rlhf_ray.launching.supervise import give_signs, started_again
 
 give_signs()
 run, lives = Path(sys.argv[1]), Path(sys.argv[1], "lives")
 with lives.open("a") as file:
-    print(" ".join(sys.argv[2:]), os.environ.get(RETRY, ""), file=file)
+    print(" ".join(sys.argv[2:]), "again" if started_again() else "", file=file)
 life = len(lives.read_text().splitlines()) - 1
 exec(sys.argv[2].split("|")[life])
 """
@@ -86,7 +85,7 @@ def restarts(run: Path) -> list[str]:
 def test_a_driver_that_dies_or_hangs_is_started_again_and_resumes(run: Path, death: str) -> None:
     code, lives = ended(run, death, "sys.exit(0)", resume=True)
     assert code == 0 and len(lives) == 2
-    assert lives[0].endswith("--resume ") and lives[1].endswith("--resume-if-exists 1")
+    assert lives[0].endswith("--resume ") and lives[1].endswith("--resume-if-exists again")
     (sentence,) = restarts(run)
     cause = "cannot go on" if "exit" in death else f"was ended by {death[-8:-1] if 'SEGV' in death else 'SIGKILL'}"
     assert sentence == f"The driver {cause}. The run goes on at its newest commit: retry 1 of at most 2."
@@ -196,5 +195,5 @@ def test_only_a_driver_that_was_started_again_waits_for_room(
     waited: list[bool] = []
     monkeypatch.setattr(recovery, "_await_room", lambda config: waited.append(True))
     assert noticing_losses(dict, config, run) == {} and waited == []
-    monkeypatch.setitem(os.environ, supervise.RETRY, "1")
+    monkeypatch.setattr(recovery, "started_again", lambda: True)
     assert noticing_losses(dict, config, run) == {} and waited == [True]
