@@ -22,11 +22,11 @@ from rlhf_ray.actors.watch import Watch
 from rlhf_ray.actors.weight_push import WeightBroadcast
 from rlhf_ray.config import RunConfig
 from rlhf_ray.data.prompts import ShuffledPrompts, load_prompts
-from rlhf_ray.errors import StallError
+from rlhf_ray.errors import LostError, StallError
 from rlhf_ray.heldout import Evaluation, compare, evaluate
 from rlhf_ray.loop import Progress, restore, train
 from rlhf_ray.models.reward_model import load_tokenizer
-from rlhf_ray.ports import Roles
+from rlhf_ray.ports import Algorithm, Roles
 from rlhf_ray.resume import only_writer
 from rlhf_ray.rundir.commit import replace_file
 from rlhf_ray.rundir.journal import RunDirectory
@@ -79,15 +79,11 @@ class Controller:
     def run(self) -> dict[str, Any]:
         """Builds the roles, trains, evaluates; returns the summary, which is also in `summary.json`."""
         config = self._config
-        roles, heldout, pad = self._build()
         algorithm = config.algorithm.make()
-        progress = Progress()
-        if self._journal.committed is not None:
-            progress = restore(roles, algorithm, self._journal.committed.meta)
-            self._journal.event("resume", f"Continuing after step {progress.step}.")
-        self._journal.phase(progress.step, "first weight push")
-        roles.weights.push(progress.version)
-        self._spent["start"] = time.monotonic() - self._began
+        try:
+            roles, heldout, pad, progress = self._start(algorithm)
+        except StallError as error:  # who hangs before it has answered once is in nobody's watch
+            raise LostError(f"while the roles were started: {error}") from error
         before = self._before(roles, heldout, pad, progress)
         try:
             train(config, wrapped(config, roles, progress.step + 1), algorithm, pad, progress)
@@ -99,6 +95,18 @@ class Controller:
         summary = self._summary(progress, before, after)
         self.close()
         return summary
+
+    def _start(self, algorithm: Algorithm) -> tuple[Roles, Sequence[Prompt], int, Progress]:
+        """The roles, as of the newest commit, engines with weights."""
+        roles, heldout, pad = self._build()
+        progress = Progress()
+        if self._journal.committed is not None:
+            progress = restore(roles, algorithm, self._journal.committed.meta)
+            self._journal.event("resume", f"Continuing after step {progress.step}.")
+        self._journal.phase(progress.step, "first weight push")
+        roles.weights.push(progress.version)
+        self._spent["start"] = time.monotonic() - self._began
+        return roles, heldout, pad, progress
 
     def close(self) -> None:
         """Lets the learners end that this run has made, and leaves shared engines to others."""

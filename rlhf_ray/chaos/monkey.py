@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_ray.chaos.plan import Cell, successor, victim
+from rlhf_ray.chaos.plan import OPENERS, Cell, successor, victim
 from rlhf_ray.errors import RunError
 from rlhf_ray.rundir.journal import read_phase
 from rlhf_ray.tags import Process, ticks_now
@@ -36,6 +36,15 @@ class Strike:
     """Until a whole step was finished that had begun after the successor of the victim."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Struck:
+    cell: Cell
+    process: Process
+    step: int
+    at: float
+    ticks: int
+
+
 class Monkey:
     """Works on the run at `run_dir`, which must be running; `over` says when it is not any more."""
 
@@ -48,20 +57,22 @@ class Monkey:
 
         `RunError` if the run ends too early, or a cell takes more than its limit.
         """
-        for cell in plan:
+        opened: list[_Struck] = []
+        for i, cell in enumerate(plan):
             deadline = time.monotonic() + self._limit_s
-            if cell.phase == "resume":
-                self._to_a_resume(deadline)
-            process, step = self._strike(cell, deadline)
-            yield Strike(cell, step, process.pid, self._back(cell, process, deadline))
+            resuming = cell.phase == "resume"
+            if resuming and not opened:
+                os.kill(self._find("controller", deadline).pid, signal.SIGKILL)
+            struck = self._strike(cell, deadline)
+            opened.append(struck)
+            if cell.role in OPENERS and not resuming and plan[i + 1 : i + 2] and plan[i + 1].phase == "resume":
+                continue  # the next one is struck before the run has come back from this one
+            self._back(struck, deadline)
+            now = time.monotonic()
+            yield from (Strike(one.cell, one.step, one.process.pid, now - one.at) for one in opened)
+            opened.clear()
 
-    def _to_a_resume(self, deadline: float) -> None:
-        began = time.time()
-        opening = self._find("controller", deadline)
-        os.kill(opening.pid, signal.SIGKILL)
-        self._until(lambda: self._phase()[1] in _STARTING and self._since() > began, deadline, "the run to resume")
-
-    def _strike(self, cell: Cell, deadline: float) -> tuple[Process, int]:
+    def _strike(self, cell: Cell, deadline: float) -> _Struck:
         """Kills the process of `cell` in its phase: the controller is stopped meanwhile, so the phase cannot pass."""
         wanted = _PHASE.get(cell.phase, (cell.phase,))
         while True:
@@ -72,7 +83,7 @@ class Monkey:
             with self._pinned(cell):
                 if self._phase() == at and _same(victim(self._run, cell.role), process):
                     os.kill(process.pid, cell.sign)
-                    return process, at[0]
+                    return _Struck(cell, process, at[0], time.monotonic(), ticks_now())
             time.sleep(_LOOK_S)
 
     @contextlib.contextmanager
@@ -87,11 +98,11 @@ class Monkey:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(controller.pid, signal.SIGCONT)
 
-    def _back(self, cell: Cell, dead: Process, deadline: float) -> float:
-        began, struck = time.monotonic(), ticks_now()
-        stopped_in_vain = cell.sign is signal.SIGSTOP and cell.role == "Ray Train controller"
+    def _back(self, struck: _Struck, deadline: float) -> None:
+        cell = struck.cell
+        stopped_in_vain = cell.sign is signal.SIGSTOP and cell.role == "Ray Train controller" and cell.phase != "resume"
         if not stopped_in_vain:
-            self._until(lambda: successor(self._run, cell.role, struck), deadline, f"a new {cell.role}", _LOOK_S)
+            self._until(lambda: successor(self._run, cell.role, struck.ticks), deadline, f"a new {cell.role}", _LOOK_S)
         for _ in range(2):  # the rest of the step under way, or of what precedes the first one; and a whole one
             step, since = self._phase()[0], self._since()
             self._until(
@@ -101,8 +112,7 @@ class Monkey:
                 _POLL_S,
             )
         if stopped_in_vain:  # nothing needs it before a rank dies, so nobody has missed it
-            os.kill(dead.pid, signal.SIGCONT)
-        return time.monotonic() - began
+            os.kill(struck.process.pid, signal.SIGCONT)
 
     def _find(self, role: str, deadline: float) -> Process:
         found: list[Process] = []

@@ -20,6 +20,8 @@ PHASES = ("idle", "generate", "score", "update", "push", "commit", "resume")
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)
 """Of seed 0, 1, 2, and so on in turn."""
 STEPS_A_CELL = 6
+OPENERS = ("driver", "controller", "policy inbox", "critic inbox")
+"""Roles without which a run resumes at its newest commit."""
 _ROLES: dict[str, tuple[str, str, int]] = {
     "driver": ("driver", "rlhf_ray.cli.main", 0),
     "controller": ("controller", "ray::Controller", 0),
@@ -48,10 +50,17 @@ class Cell:
 
 
 def cells(seed: int, roles: Sequence[str] = ROLES, phases: Sequence[str] = PHASES) -> list[Cell]:
-    """All of a seed, in its own order."""
+    """All of a seed, in its own order; those in a resume come after others that make the run resume, if there are."""
     found = [Cell(role, phase, SIGNALS[seed % len(SIGNALS)]) for role in roles for phase in phases]
     random.Random(seed).shuffle(found)
-    return found
+    resumes = [cell for cell in found if cell.phase == "resume"]
+    ordered: list[Cell] = []
+    for cell in found:
+        if cell.phase != "resume":
+            ordered.append(cell)
+            if cell.role in OPENERS and resumes:
+                ordered.append(resumes.pop())
+    return ordered + resumes
 
 
 def victim(run: str, role: str) -> Process | None:
