@@ -215,15 +215,17 @@ def _watch(controller: Any, config: RunConfig) -> dict[str, Any]:
     with ProgressView(config.train.num_steps, config.algorithm.type.replace("_", " ").upper()) as view:
         try:
             try:
+                # Until it is there its answers wait: for a worker, for imports, on a cluster for the job's files.
+                ray.get(controller.__ray_ready__.remote(), timeout=config.train.deadline_s)
                 show_until_over()
             except KeyboardInterrupt:
                 print("stopping: this step ends and commits first; interrupt again to stop at once", flush=True)
-                ray.get(controller.stop.remote(), timeout=_SILENT_S)
+                ray.get(controller.stop.remote(), timeout=config.train.deadline_s)
                 show_until_over()
                 raise
             summary: dict[str, Any] = ray.get(running)
         except GetTimeoutError as error:
-            raise LostError(f"the controller did not answer for {_SILENT_S:.0f} s") from error
+            raise LostError("the controller did not answer in time") from error
         except RayTaskError as error:
             if isinstance(error.cause, UserError | RunError):
                 raise error.cause from None
