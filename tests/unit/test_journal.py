@@ -123,7 +123,8 @@ def test_commit_keeps_the_newest_checkpoints(tmp_path: Path) -> None:
 def test_rollouts_come_back_with_every_column(tmp_path: Path) -> None:
     run = make(tmp_path)
     scored, failed = Score(1.5, {"rm": 1.0, "length": 0.5}), Score(0.0, {}, "timeout")
-    run.rollouts(12, [rollout(scored), rollout(failed), rollout(None)])
+    written = rollout(scored)
+    run.rollouts(12, [written, rollout(failed), rollout(None)])
     run.evaluation("before", [rollout(scored)])
     rows = read_rollouts(run.path / "rollouts" / "step-000012.parquet")
     assert list(rows[0]) == SCHEMA.names
@@ -140,6 +141,10 @@ def test_rollouts_come_back_with_every_column(tmp_path: Path) -> None:
         "breakdown": "",
         "error": None,
         "response_tokens": 3,
+        "cost": 0.0,
+        "prompt_ids": list(written.prompt.token_ids),
+        "response_ids": list(written.response_ids),
+        "rollout_logprobs": list(written.rollout_logprobs),
     }
     assert json.loads(str(rows[0]["breakdown"])) == {"rm": 1.0, "length": 0.5}
     assert json.loads(str(rows[0]["messages"]))[1] == {"role": "user", "content": "Hé?"}
