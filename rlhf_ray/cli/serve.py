@@ -42,13 +42,15 @@ def serve_command(
     key = _first_key(config)
     logging.disable(logging.WARNING)  # what Ray Serve and vLLM say in this process; what matters is printed here
     # Ray Serve's LLM server imports vLLM, for seconds in which Ray can start.
-    threading.Thread(target=importlib.import_module, args=("rlhf_ray.serving.engine",), daemon=True).start()
+    importing = threading.Thread(target=importlib.import_module, args=("rlhf_ray.serving.engine",), daemon=True)
+    importing.start()
     cpus = len(policies) * config.engine.replicas * config.engine.cpus + 0.1 * config.gateways + 1
     with connected(PlacementConfig(), cpus):
         from ray import serve
 
         try:
             serve.start(http_options={"host": config.host, "port": config.port})
+            importing.join()  # two threads that import the same circle of modules may find half of one
             serve.run(application(config, policies), name=_APPLICATION, route_prefix="/")
         except RuntimeError as error:
             raise RunError(f"the service did not start: {error}") from error
