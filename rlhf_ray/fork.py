@@ -11,7 +11,7 @@ from pathlib import Path
 from rlhf_ray.config import AnyConfig, RunConfig
 from rlhf_ray.config_file import dump_config, load_config
 from rlhf_ray.errors import UserError
-from rlhf_ray.rundir.commit import fork_commit, verified_commits
+from rlhf_ray.rundir.commit import fork_commit, newest_first, newest_good
 from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.rundir.lines import read_lines
 
@@ -29,18 +29,16 @@ def fork(source: Path, target: Path, step: int | None, overrides: Sequence[str])
     before = load_config(source / "config.yaml", [])
     config = load_config(source / "config.yaml", overrides)
     _check(before, config)
-    commits = {int(str(commit.meta["step"])): commit for commit in verified_commits(source / "checkpoints")}
-    if not commits:
-        raise UserError(f"{source} has no good checkpoint to begin from")
-    chosen = max(commits) if step is None else step
-    if chosen not in commits:
-        known = ", ".join(map(str, sorted(commits)))
-        raise UserError(f"{source} has no good checkpoint of step {chosen}; choose --step from {known}")
+    commit = _commit(source / "checkpoints", step)
+    chosen = int(commit.name.removeprefix("step-"))
     manifest = {"forked_from": str(source.resolve()), "forked_at_step": chosen}
     unborn = target.with_name(f".tmp-fork-{target.name}")
     shutil.rmtree(unborn, ignore_errors=True)  # of a process that was killed here
     RunDirectory.create(unborn, dump_config(config), manifest)
-    fork_commit(commits[chosen].path, unborn / "checkpoints")
+    try:
+        fork_commit(commit, unborn / "checkpoints")
+    except ValueError as error:
+        raise UserError(f"{error}; choose another --step") from None
     for name in _BOOKS:
         kept = [record for record in read_lines(source / name) if int(str(record["step"])) <= chosen]
         (unborn / name).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
@@ -53,6 +51,20 @@ def fork(source: Path, target: Path, step: int | None, overrides: Sequence[str])
         shutil.copytree(source / "data", unborn / "data", copy_function=os.link)
     os.rename(unborn, target)
     return chosen
+
+
+def _commit(checkpoints: Path, step: int | None) -> Path:
+    """That of `step`; the newest good one if None."""
+    if step is None:
+        newest, _ = newest_good(checkpoints)
+        if newest is None:
+            raise UserError(f"{checkpoints.parent} has no good checkpoint to begin from")
+        return newest.path
+    path = checkpoints / f"step-{step:06d}"
+    if not path.is_dir():
+        known = ", ".join(str(int(one.name.removeprefix("step-"))) for one in reversed(newest_first(checkpoints)))
+        raise UserError(f"{checkpoints.parent} has no checkpoint of step {step}; choose --step from {known or 'none'}")
+    return path
 
 
 def _check(before: AnyConfig, after: AnyConfig) -> None:

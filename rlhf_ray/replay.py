@@ -22,7 +22,7 @@ from rlhf_ray.loop import Progress, restore, train
 from rlhf_ray.models.reward_model import load_tokenizer
 from rlhf_ray.ports import Metrics, State
 from rlhf_ray.rewards.rubric import Rubric
-from rlhf_ray.rundir.commit import Commit, verified_commits
+from rlhf_ray.rundir.commit import newest_good
 from rlhf_ray.rundir.lines import read_lines
 from rlhf_ray.rundir.rollout_table import read_rollouts
 from rlhf_ray.types import Message, Prompt, Rollout, Score
@@ -52,7 +52,7 @@ def replay(run_dir: Path, step: int, at_step: Callable[[], None] = lambda: None)
     if step not in lines:
         known = f"{min(lines)} to {max(lines)}" if lines else "none"
         raise UserError(f"{run_dir} has no step {step} in metrics.jsonl, which has {known}")
-    start = _commit_before(run_dir, step)
+    start, _ = newest_good(run_dir / "checkpoints", below=f"step-{step:06d}")  # None: the untrained model
     config = _alone(config, step)
     folders = folders_of(config)
     critic = folders.reward_model if config.critic.init == "reward" else None
@@ -119,12 +119,6 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
         score=Score(reward, json.loads(row["breakdown"]), row["error"], row["cost"] or 0.0),
         versions=tuple((version, count) for version, count in json.loads(row["versions"])),
     )
-
-
-def _commit_before(run_dir: Path, step: int) -> Commit | None:
-    """The newest good one of an earlier step; None, which is the untrained model, if there is none."""
-    earlier = [commit for commit in verified_commits(run_dir / "checkpoints") if int(str(commit.meta["step"])) < step]
-    return earlier[0] if earlier else None
 
 
 def _alone(config: RunConfig, step: int) -> RunConfig:

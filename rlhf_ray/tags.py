@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _RUN = b"RLHF_RAY_RUN="
@@ -30,8 +30,8 @@ class Process:
     """In clock ticks since the machine started: tells a successor from one that had its number."""
     pid: int
     role: str
-    title: str
-    """Ray names a worker after its actor."""
+    title: str = field(compare=False)
+    """Ray names a worker after its actor and what that does."""
 
 
 def ticks_now() -> int:

@@ -136,9 +136,11 @@ class RolloutPool(Pool):
             ready, _ = ray.wait(list(streams), num_returns=1, timeout=self.deadline_s)
             if not ready:
                 late = ", ".join(f"rollout-{i}" for i in streams.values())
-                ids = [f"{prompt}/{sample}" for one in missing for prompt, sample in one][:_NAMED]
-                answers = f"{', '.join(ids)} and perhaps others"
-                raise StallError(f"{late}: none of {answers} finished within {self.deadline_s:.0f} s")
+                ids = [f"{prompt}/{sample}" for one in missing for prompt, sample in one]
+                some = ", ".join(ids[:_NAMED])
+                raise StallError(
+                    f"{late}: none of {len(ids)} answers finished within {self.deadline_s:.0f} s, the first: {some}"
+                )
             stream: Any = ready[0]
             i = streams[stream]
             try:

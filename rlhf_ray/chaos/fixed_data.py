@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_ray.chaos.oracles import good_commits, no_orphans, same_bits
-from rlhf_ray.chaos.runs import address, cluster, ended, started
+from rlhf_ray.chaos.runs import GONE_S, Wait, address, cluster, ended, started
 from rlhf_ray.config import AnyOfflineConfig, PreferenceConfig, RewardModelConfig
 from rlhf_ray.config_file import dump_config
 from rlhf_ray.errors import RunError
@@ -30,7 +30,6 @@ _TITLES = {
 _ODDS = {"rank": 7, "Ray Train controller": 1, "supervising task": 1, "driver": 1}
 _STEPS_A_KILL = 8
 _POLL_S = 0.02
-_GONE_S = 15.0
 _UNLIKE = ("time/", "throughput/")
 
 
@@ -79,13 +78,14 @@ def kill_fixed_data_run(
             ended(process, quiet)
         try:
             with started(folder, killed) as process:
-                for kill in _kill(killed, random.Random(kills), kills, limit_s, lambda: process.poll() is not None):
+                wait = Wait(killed.name, limit_s, lambda: process.poll() is not None)
+                for kill in _kill(killed, random.Random(kills), kills, wait):
                     done.append(kill)
                     tell(f"{kind}: {len(done)}/{kills} {kill.role} after step {kill.step}: back in {kill.back_s:.1f} s")
                 ended(process, killed)
         except RunError as error:
             violations["P1"] = [str(error)]
-        time.sleep(_GONE_S)
+        time.sleep(GONE_S)
         found = {
             "P2": list(_same_steps(quiet, killed)),
             "P3": list(same_bits(quiet, killed)),
@@ -95,33 +95,33 @@ def kill_fixed_data_run(
     return done, violations | {promise: sentences for promise, sentences in found.items() if sentences}
 
 
-def _kill(run_dir: Path, draw: random.Random, kills: int, limit_s: float, over: Callable[[], bool]) -> Iterator[Kill]:
+def _kill(run_dir: Path, draw: random.Random, kills: int, wait: Wait) -> Iterator[Kill]:
     """Kills somebody after some more steps, a moment into the next one, and waits until a step is written again."""
     metrics = run_dir / "metrics.jsonl"
     for _ in range(kills):
-        deadline = time.monotonic() + limit_s
-
-        def until(true: Callable[[], bool], what: str, deadline: float = deadline) -> None:
-            while not true():
-                if over():
-                    raise RunError(f"{run_dir.name} ended while it was waited for {what}")
-                if time.monotonic() > deadline:
-                    raise RunError(f"{run_dir.name}: {what} did not come within {limit_s:.0f} s")
-                time.sleep(_POLL_S)
-
-        enough = _last_step(metrics) + draw.randint(1, 4)
-        until(lambda n=enough: _last_step(metrics) >= n, f"step {enough}")  # type: ignore[misc]  # a default binds it
+        wait.again()
+        _steps_later(metrics, draw.randint(1, 4), wait)
         time.sleep(draw.uniform(0, 0.2))
         role = draw.choices(list(_ODDS), list(_ODDS.values()))[0]
-        victims = _players(run_dir.name, role)
-        if not victims:  # it is being started just now
-            role, victims = "driver", _players(run_dir.name, "driver")
-        victim, step, struck, began = draw.choice(victims), _last_step(metrics), ticks_now(), time.monotonic()
+        if not _players(run_dir.name, role):  # it is being started just now
+            role = "driver"
+        victim, step = draw.choice(_players(run_dir.name, role)), _last_step(metrics)
+        struck, began = ticks_now(), time.monotonic()
         os.kill(victim.pid, signal.SIGKILL)
-        until(lambda r=role, t=struck: any(p.started >= t for p in _players(run_dir.name, r)), f"a new {role}")  # type: ignore[misc]  # defaults bind them
-        at = time.time()
-        until(lambda t=at: metrics.is_file() and metrics.stat().st_mtime > t and _last_step(metrics) > 0, "a step")  # type: ignore[misc]  # a default binds it
+        _written_again(run_dir, role, struck, wait)
         yield Kill(role, step, time.monotonic() - began)
+
+
+def _steps_later(metrics: Path, steps: int, wait: Wait) -> None:
+    last = _last_step(metrics) + steps
+    wait.until(lambda: _last_step(metrics) >= last, f"step {last}", _POLL_S)
+
+
+def _written_again(run_dir: Path, role: str, ticks: int, wait: Wait) -> None:
+    """There is a successor of who was killed then, and a step was written after it had come."""
+    wait.until(lambda: any(one.started >= ticks for one in _players(run_dir.name, role)), f"a new {role}", _POLL_S)
+    came, metrics = time.time(), run_dir / "metrics.jsonl"
+    wait.until(lambda: metrics.is_file() and metrics.stat().st_mtime > came, "a step", _POLL_S)
 
 
 def _players(run: str, role: str) -> list[Process]:

@@ -10,12 +10,10 @@ from pathlib import Path
 from rlhf_ray.chaos.monkey import Monkey, Strike
 from rlhf_ray.chaos.oracles import exactly_once, good_commits, no_orphans, same_bits, true_weights
 from rlhf_ray.chaos.plan import Cell, Lane, config
-from rlhf_ray.chaos.runs import address, cluster, ended, started
+from rlhf_ray.chaos.runs import GONE_S, Wait, address, cluster, ended, started
 from rlhf_ray.config import RunConfig
 from rlhf_ray.config_file import dump_config
 from rlhf_ray.errors import RunError
-
-_GONE_S = 15.0
 
 
 @dataclass
@@ -50,8 +48,8 @@ def run_seed(
         began = time.monotonic()
         try:
             with started(folder, killed) as process:
-                monkey = Monkey(killed, seed, limit_s, lambda: process.poll() is not None)
-                for strike in monkey.work(plan):
+                wait = Wait(killed.name, limit_s, lambda: process.poll() is not None)
+                for strike in Monkey(killed, seed, wait).work(plan):
                     outcome.strikes.append(strike)
                     cell = strike.cell
                     tell(
@@ -62,7 +60,7 @@ def run_seed(
         except RunError as error:
             outcome.violations["P1"] = [str(error)]
         outcome.seconds_killed = time.monotonic() - began
-        time.sleep(_GONE_S)
+        time.sleep(GONE_S)
         outcome.violations |= _judged(run, quiet, killed)
     return outcome
 

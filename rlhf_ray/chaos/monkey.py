@@ -7,16 +7,16 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rlhf_ray.chaos.plan import OPENERS, Cell, successor, victim
-from rlhf_ray.errors import RunError
+from rlhf_ray.chaos.runs import Wait
 from rlhf_ray.rundir.journal import read_phase
 from rlhf_ray.tags import Process, ticks_now
 
-_POLL_S = 0.001
 _LOOK_S = 0.05
 _LATER_S = {"idle": 0.003, "push": 0.02, "commit": 0.05, "resume": 2.0}
 """At most so long after a phase has begun its victim is struck."""
@@ -36,6 +36,12 @@ class Strike:
     """Until a whole step was finished that had begun after the successor of the victim."""
 
 
+class _Now(NamedTuple):
+    step: int
+    phase: str
+    time: float
+
+
 @dataclass(frozen=True, slots=True)
 class _Struck:
     cell: Cell
@@ -46,44 +52,41 @@ class _Struck:
 
 
 class Monkey:
-    """Works on the run at `run_dir`, which must be running; `over` says when it is not any more."""
+    """Works on the run at `run_dir`, which must be running; `wait` says how long it may take to come back."""
 
-    def __init__(self, run_dir: Path, seed: int, limit_s: float, over: Callable[[], bool]) -> None:
-        self._run_dir, self._run, self._over = run_dir, run_dir.name, over
-        self._draw, self._limit_s = random.Random(seed), limit_s
+    def __init__(self, run_dir: Path, seed: int, wait: Wait) -> None:
+        self._run_dir, self._run, self._wait = run_dir, run_dir.name, wait
+        self._draw = random.Random(seed)
 
     def work(self, plan: Sequence[Cell]) -> Iterator[Strike]:
-        """Strikes each cell when the run has recovered from the one before.
-
-        `RunError` if the run ends too early, or a cell takes more than its limit.
-        """
+        """Strikes each cell when the run has recovered from the one before. `RunError` as of `Wait`."""
         opened: list[_Struck] = []
         for i, cell in enumerate(plan):
-            deadline = time.monotonic() + self._limit_s
+            self._wait.again()
             resuming = cell.phase == "resume"
             if resuming and not opened:
-                os.kill(self._find("controller", deadline).pid, signal.SIGKILL)
-            struck = self._strike(cell, deadline)
+                os.kill(self._find("controller").pid, signal.SIGKILL)
+            struck = self._strike(cell)
             opened.append(struck)
             if cell.role in OPENERS and not resuming and plan[i + 1 : i + 2] and plan[i + 1].phase == "resume":
                 continue  # the next one is struck before the run has come back from this one
-            self._back(struck, deadline)
+            self._back(struck)
             now = time.monotonic()
             yield from (Strike(one.cell, one.step, one.process.pid, now - one.at) for one in opened)
             opened.clear()
 
-    def _strike(self, cell: Cell, deadline: float) -> _Struck:
+    def _strike(self, cell: Cell) -> _Struck:
         """Kills the process of `cell` in its phase: the controller is stopped meanwhile, so the phase cannot pass."""
         wanted = _PHASE.get(cell.phase, (cell.phase,))
         while True:
-            process = self._find(cell.role, deadline)
-            self._until(lambda: self._phase()[1] in wanted, deadline, f"phase {cell.phase}")
-            at = self._phase()
+            process = self._find(cell.role)
+            self._wait.until(lambda: self._now().phase in wanted, f"phase {cell.phase}")
+            at = self._now()
             time.sleep(self._draw.uniform(0, _LATER_S.get(cell.phase, _LATER_ELSE_S)))
             with self._pinned(cell):
-                if self._phase() == at and _same(victim(self._run, cell.role), process):
+                if self._now() == at and victim(self._run, cell.role) == process:
                     os.kill(process.pid, cell.sign)
-                    return _Struck(cell, process, at[0], time.monotonic(), ticks_now())
+                    return _Struck(cell, process, at.step, time.monotonic(), ticks_now())
             time.sleep(_LOOK_S)
 
     @contextlib.contextmanager
@@ -98,48 +101,30 @@ class Monkey:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(controller.pid, signal.SIGCONT)
 
-    def _back(self, struck: _Struck, deadline: float) -> None:
+    def _back(self, struck: _Struck) -> None:
         cell = struck.cell
         stopped_in_vain = cell.sign is signal.SIGSTOP and cell.role == "Ray Train controller" and cell.phase != "resume"
         if not stopped_in_vain:
-            self._until(lambda: successor(self._run, cell.role, struck.ticks), deadline, f"a new {cell.role}", _LOOK_S)
+            self._wait.until(lambda: successor(self._run, cell.role, struck.ticks), f"a new {cell.role}", _LOOK_S)
         for _ in range(2):  # the rest of the step under way, or of what precedes the first one; and a whole one
-            step, since = self._phase()[0], self._since()
-            self._until(
-                lambda s=step, t=since: self._phase()[0] != s and self._since() > t and self._phase()[0] > 0,  # type: ignore[misc]  # defaults bind
-                deadline,
-                f"the step after the death of {cell.role} in {cell.phase}",
-                _POLL_S,
-            )
+            self._another_step(f"the step after the death of {cell.role} in {cell.phase}")
         if stopped_in_vain:  # nothing needs it before a rank dies, so nobody has missed it
             os.kill(struck.process.pid, signal.SIGCONT)
 
-    def _find(self, role: str, deadline: float) -> Process:
-        found: list[Process] = []
+    def _another_step(self, what: str) -> None:
+        before = self._now()
 
-        def look() -> bool:
-            process = victim(self._run, role)
-            found[:] = [process] if process else []
-            return bool(found)
+        def begun() -> bool:
+            now = self._now()
+            return now.step not in (0, before.step) and now.time > before.time
 
-        self._until(look, deadline, role, _LOOK_S)
-        return found[0]
+        self._wait.until(begun, what)
 
-    def _phase(self) -> tuple[int, str]:
+    def _find(self, role: str) -> Process:
+        process = self._wait.until(lambda: victim(self._run, role), role, _LOOK_S)
+        assert process is not None  # as `until` says
+        return process
+
+    def _now(self) -> _Now:
         record = read_phase(self._run_dir)
-        return int(str(record.get("step", 0))), str(record.get("phase", ""))
-
-    def _since(self) -> float:
-        return float(str(read_phase(self._run_dir).get("time", 0.0)))
-
-    def _until(self, true: Callable[[], bool], deadline: float, what: str, poll_s: float = _POLL_S) -> None:
-        while not true():
-            if self._over():
-                raise RunError(f"{self._run} ended while the monkey waited for {what}")
-            if time.monotonic() > deadline:
-                raise RunError(f"{self._run}: {what} did not come within {self._limit_s:.0f} s")
-            time.sleep(poll_s)
-
-
-def _same(one: Process | None, other: Process) -> bool:
-    return one is not None and (one.pid, one.started) == (other.pid, other.started)
+        return _Now(int(str(record.get("step", 0))), str(record.get("phase", "")), float(str(record.get("time", 0.0))))

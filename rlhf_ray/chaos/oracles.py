@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlhf_ray import metrics as names
 from rlhf_ray.config import RunConfig
-from rlhf_ray.rundir.commit import file_sha256, newest_good, verify
+from rlhf_ray.rundir.commit import file_sha256, newest_first, newest_good, verify
 from rlhf_ray.rundir.lines import read_lines
 from rlhf_ray.rundir.rollout_table import read_rollouts
 from rlhf_ray.tags import processes
@@ -57,7 +57,7 @@ def _hashes(commit: Path) -> dict[str, str]:
 
 def good_commits(killed: Path) -> Iterator[str]:
     """P4: no commit that is named one is damaged."""
-    for path in sorted((killed / "checkpoints").glob("step-??????")):
+    for path in newest_first(killed / "checkpoints"):
         yield from (f"{path.name}: {problem}" for problem in verify(path))
 
 

@@ -18,7 +18,7 @@ Lane = Literal["torch", "vllm"]
 PHASES = ("idle", "generate", "score", "update", "push", "commit", "resume")
 """Idle: the controller computes advantages, and every other role waits."""
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)
-"""Of seed 0, 1, 2, and so on in turn."""
+"""Of seed 0, 1, 2, and so on in turn. The seeds 0, 1, 2 are runs of PPO, 3, 4, 5 of GRPO, and so on."""
 STEPS_A_CELL = 6
 OPENERS = ("driver", "controller", "policy inbox", "critic inbox")
 """Roles without which a run resumes at its newest commit."""
@@ -50,8 +50,10 @@ class Cell:
 
 
 def cells(seed: int, roles: Sequence[str] = ROLES, phases: Sequence[str] = PHASES) -> list[Cell]:
-    """All of a seed, in its own order; those in a resume come after others that make the run resume, if there are."""
-    found = [Cell(role, phase, SIGNALS[seed % len(SIGNALS)]) for role in roles for phase in phases]
+    """All of a seed, in its own order; those in a resume come after others that make the run resume, if there are.
+    GRPO has no critic."""
+    played = [role for role in roles if not (_is_grpo(seed) and role.startswith("critic"))]
+    found = [Cell(role, phase, SIGNALS[seed % len(SIGNALS)]) for role in played for phase in phases]
     random.Random(seed).shuffle(found)
     resumes = [cell for cell in found if cell.phase == "resume"]
     ordered: list[Cell] = []
@@ -61,6 +63,10 @@ def cells(seed: int, roles: Sequence[str] = ROLES, phases: Sequence[str] = PHASE
             if cell.role in OPENERS and resumes:
                 ordered.append(resumes.pop())
     return ordered + resumes
+
+
+def _is_grpo(seed: int) -> bool:
+    return seed // len(SIGNALS) % 2 == 1
 
 
 def victim(run: str, role: str) -> Process | None:
@@ -77,14 +83,14 @@ def successor(run: str, role: str, ticks: int) -> bool:
 
 
 def config(folder: Path, seed: int, lane: Lane, num_cells: int) -> RunConfig:
-    """A run of a tiny model with every role, long enough for `num_cells` strikes: of PPO, or GRPO for odd seeds.
+    """A run of a tiny model with every role, long enough for `num_cells` strikes.
 
     One process samples one answer at a time: what vLLM computes depends, in the last bits, on what it computes beside
     it. The torch engine needs no such care.
     """
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(24)))
-    algorithm: dict[str, Any] = {"type": "grpo", "kl_target": None} if seed % 2 else {"type": "ppo", "kl_target": 0.1}
+    algorithm: dict[str, Any] = {"type": "grpo"} if _is_grpo(seed) else {"type": "ppo", "kl_target": 0.1}
     return RunConfig.model_validate(
         {
             "name": f"seed-{seed}",

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_ray.chaos.fixed_data import Kill
 from rlhf_ray.chaos.matrix import Outcome
 from rlhf_ray.chaos.monkey import Strike
-from rlhf_ray.chaos.plan import Cell
+from rlhf_ray.chaos.plan import PHASES, ROLES, Cell
 from rlhf_ray.machine import cpu_cores, memory_gib
 
 PROMISES = {
@@ -30,7 +30,7 @@ def as_json(outcomes: Sequence[Outcome], plans: Sequence[Sequence[Cell]]) -> dic
         "machine": {"cpu_cores": cpu_cores(), "memory_gib": round(memory_gib(), 1)},
         "cells_planned": sum(len(plan) for plan in plans),
         "cells_survived": len(strikes),
-        "recovery_s": {role: _quantiles(found) for role, found in _by(strikes, "role").items()},
+        "recovery_s": {role: _quantiles(_of(role, strikes)) for role in sorted({one.cell.role for one in strikes})},
         "seeds": [_seed(outcome) for outcome in outcomes],
     }
 
@@ -40,8 +40,8 @@ def as_markdown(outcomes: Sequence[Outcome], plans: Sequence[Sequence[Cell]]) ->
     done again."""
     strikes = [strike for outcome in outcomes for strike in outcome.strikes]
     planned = [cell for plan in plans for cell in plan]
-    roles = list(dict.fromkeys(sorted(cell.role for cell in planned)))
-    phases = list(dict.fromkeys(cell.phase for cell in sorted(planned, key=_place)))
+    roles = [role for role in ROLES if any(cell.role == role for cell in planned)]
+    phases = [phase for phase in PHASES if any(cell.phase == phase for cell in planned)]
     rows = ["| | " + " | ".join(phases) + " | p50 | p95 |", "|---" * (len(phases) + 3) + "|"]
     for role in roles:
         squares = []
@@ -49,7 +49,7 @@ def as_markdown(outcomes: Sequence[Outcome], plans: Sequence[Sequence[Cell]]) ->
             asked = sum((cell.role, cell.phase) == (role, phase) for cell in planned)
             seconds = [one.back_s for one in strikes if (one.cell.role, one.cell.phase) == (role, phase)]
             squares.append(f"{len(seconds)}/{asked}" + (f" {statistics.median(seconds):.0f} s" if seconds else ""))
-        found = _quantiles([one for one in strikes if one.cell.role == role])
+        found = _quantiles(_of(role, strikes))
         squares += [f"{found['p50']:.0f} s", f"{found['p95']:.0f} s"] if found else ["", ""]
         rows.append(f"| {role} | " + " | ".join(squares) + " |")
     verdicts = [f"- {promise}, {says}: {_verdict(promise, outcomes)}" for promise, says in PROMISES.items()]
@@ -61,17 +61,8 @@ def _verdict(promise: str, outcomes: Sequence[Outcome]) -> str:
     return "; ".join(broken) if broken else f"so for {', '.join(f'seed {one.seed}' for one in outcomes)}"
 
 
-def _place(cell: Cell) -> int:
-    from rlhf_ray.chaos.plan import PHASES
-
-    return PHASES.index(cell.phase)
-
-
-def _by(strikes: Sequence[Strike], name: str) -> dict[str, list[Strike]]:
-    found: dict[str, list[Strike]] = {}
-    for strike in strikes:
-        found.setdefault(getattr(strike.cell, name), []).append(strike)
-    return found
+def _of(role: str, strikes: Sequence[Strike]) -> list[Strike]:
+    return [strike for strike in strikes if strike.cell.role == role]
 
 
 def kills_as_json(kind: str, asked: int, kills: Sequence[Kill], broken: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -89,10 +80,10 @@ def kills_as_json(kind: str, asked: int, kills: Sequence[Kill], broken: Mapping[
 def kills_as_markdown(kills: Sequence[Kill], broken: Mapping[str, Sequence[str]]) -> str:
     """How often who was killed, and how long it took until a step was written again."""
     rows = ["| killed | times | p50 | p95 |", "|---|---|---|---|"]
-    for role in dict.fromkeys(sorted(kill.role for kill in kills)):
-        found = _quantiles([kill for kill in kills if kill.role == role])
-        times = sum(kill.role == role for kill in kills)
-        rows.append(f"| {role} | {times} | {found['p50']:.0f} s | {found['p95']:.0f} s |")
+    for role in sorted({kill.role for kill in kills}):
+        mine = [kill for kill in kills if kill.role == role]
+        found = _quantiles(mine)
+        rows.append(f"| {role} | {len(mine)} | {found['p50']:.0f} s | {found['p95']:.0f} s |")
     verdicts = [
         f"- {promise}, {says}: {broken[promise][0] if promise in broken else 'so'}"
         for promise, says in PROMISES.items()

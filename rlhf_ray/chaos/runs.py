@@ -8,17 +8,43 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import PlacementConfig
 from rlhf_ray.errors import RunError
 
+T = TypeVar("T")
+GONE_S = 15.0
+"""So long Ray may take to end what is left of a run."""
 _CPUS = 12.0
 _END_S = 600.0
 _FAILURES = 5
 """Of a driver, between two commits: two strikes of a cell in a resume, and those of the next."""
+
+
+class Wait:
+    """For what a run will do. `until` raises a `RunError` if the run is `over`, or `limit_s` after the last `again`."""
+
+    def __init__(self, run: str, limit_s: float, over: Callable[[], bool]) -> None:
+        self._run, self._limit_s, self._over = run, limit_s, over
+        self.again()
+
+    def again(self) -> None:
+        """The time starts anew."""
+        self._deadline = time.monotonic() + self._limit_s
+
+    def until(self, look: Callable[[], T], what: str, poll_s: float = 0.001) -> T:
+        """What `look` says as soon as that is true; `what` is the words for it."""
+        while not (seen := look()):
+            if self._over():
+                raise RunError(f"{self._run} ended while it was waited for {what}")
+            if time.monotonic() > self._deadline:
+                raise RunError(f"{self._run}: {what} did not come within {self._limit_s:.0f} s")
+            time.sleep(poll_s)
+        return seen
 
 
 def cluster() -> contextlib.AbstractContextManager[None]:
@@ -59,6 +85,7 @@ def started(folder: Path, run_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def ended(process: subprocess.Popen[bytes], run_dir: Path) -> None:
+    """Returns when the run is over and went well; else a `RunError`."""
     try:
         code = process.wait(_END_S)
     except subprocess.TimeoutExpired:

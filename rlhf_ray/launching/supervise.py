@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from rlhf_ray.machine import end_with_parent
+from rlhf_ray.rundir.commit import newest_first
 from rlhf_ray.rundir.lines import append_line
 from rlhf_ray.tags import tags
 
@@ -130,4 +131,4 @@ def _prepare() -> None:
 
 
 def _newest_commit(run_dir: Path) -> str:
-    return max((path.name for path in (run_dir / "checkpoints").glob("step-??????")), default="")
+    return next((path.name for path in newest_first(run_dir / "checkpoints")), "")

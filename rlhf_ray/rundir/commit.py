@@ -77,6 +77,14 @@ def fork_commit(source: Path, parent: Path) -> Path:
     return commit_directory(parent, source.name, link, _read_manifest(source)[1])
 
 
+def newest_first(parent: Path) -> list[Path]:
+    """All commits of `parent` by their names, good or not; not those that were set aside."""
+    if not parent.is_dir():
+        return []
+    named = [p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".") and p.suffix != _DAMAGED]
+    return sorted(named, key=lambda path: path.name, reverse=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Damage:
     """A commit that does not verify, and why."""
@@ -88,22 +96,18 @@ class Damage:
         return f"{self.path.name} is damaged and was not used: {'; '.join(self.problems)}"
 
 
-def newest_good(parent: Path) -> tuple[Commit | None, list[Damage]]:
-    """The newest commit (by name) that verifies, or None, and the damaged ones that are newer, newest first."""
+def newest_good(parent: Path, below: str | None = None) -> tuple[Commit | None, list[Damage]]:
+    """The newest commit (by name) that verifies, or None, and the damaged ones that are newer, newest first. With
+    `below`, of those whose name comes before it."""
     damaged: list[Damage] = []
-    for path in _newest_first(parent):
+    for path in newest_first(parent):
+        if below is not None and path.name >= below:
+            continue
         problems = verify(path)
         if not problems:
             return Commit(path, _read_manifest(path)[1], [str(damage) for damage in damaged]), damaged
         damaged.append(Damage(path, problems))
     return None, damaged
-
-
-def verified_commits(parent: Path) -> Iterator[Commit]:
-    """All that verify, the newest first."""
-    for path in _newest_first(parent):
-        if not verify(path):
-            yield Commit(path, _read_manifest(path)[1])
 
 
 def latest_commit(parent: Path) -> Commit | None:
@@ -145,7 +149,7 @@ def prune(parent: Path, keep: int, worth: str | None = None) -> list[Path]:
     """
     if keep < 1:
         raise ValueError(f"keep = {keep}: at least one commit must stay")
-    commits = _newest_first(parent)
+    commits = newest_first(parent)
     kept, rest = commits[:keep], commits[keep:]
     if not rest:
         return []
@@ -229,13 +233,6 @@ def _read_manifest(path: Path) -> tuple[dict[str, tuple[str, int]], dict[str, ob
 def _digest(body: Mapping[str, object]) -> str:
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _newest_first(parent: Path) -> list[Path]:
-    if not parent.is_dir():
-        return []
-    named = [p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".") and p.suffix != _DAMAGED]
-    return sorted(named, key=lambda path: path.name, reverse=True)
 
 
 def _plain_files(folder: Path) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -125,10 +126,19 @@ def test_fork_on_the_command_line_says_how_to_go_on(
     assert "exists already" in capsys.readouterr().err
 
 
+def test_a_damaged_checkpoint_is_no_beginning(run: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run, damaged)
+    (damaged / "checkpoints" / "step-000005" / "policy" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"step-000005 cannot be copied: .*choose another --step"):
+        fork(damaged, tmp_path / "fork", 5, [])
+    assert fork(damaged, tmp_path / "fork", None, []) == 4, "the newest good one"
+
+
 @pytest.mark.parametrize(
     ("step", "override", "message"),
     [
-        (3, "seed=1", "no good checkpoint of step 3; choose --step from 2, 4, 5"),
+        (3, "seed=1", "no checkpoint of step 3; choose --step from 2, 4, 5"),
         (2, "model.dtype=bfloat16", "model: a fork goes on with that of the run"),
         (2, "algorithm.type=ppo_lagrangian", "algorithm"),
         (2, "policy.lora.rank=4", "policy.lora: the checkpoint has other weights"),
