@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from rlhf_ray.rundir.rollout_table import read_rollouts
 from rlhf_ray.tags import processes
 
 _DRIFT_NATS = 1e-4
+_TRAINER = "state/trainer/trainer_state.json"
+_OF_THE_CLOCK = re.compile("_runtime$|_per_second$|^train_loss$")
 _UNLIKE = ("manifest.json",)
 """Of a commit: it has hashes, so it differs where a file does."""
 
@@ -37,7 +40,8 @@ def exactly_once(config: RunConfig, quiet: Path, killed: Path) -> Iterator[str]:
 
 
 def same_bits(quiet: Path, killed: Path) -> Iterator[str]:
-    """P3: every file of the last commit, and all the state of the loop, as in the quiet run."""
+    """P3: every file of the last commit, and all the state of the loop, as in the quiet run. Of the log of a trainer the
+    figures that depend on the clock, or on when the process began, are left out."""
     commits = [newest_good(run / "checkpoints")[0] for run in (quiet, killed)]
     if commits[0] is None or commits[1] is None:
         yield "there is no good commit"
@@ -52,7 +56,14 @@ def same_bits(quiet: Path, killed: Path) -> Iterator[str]:
 
 def _hashes(commit: Path) -> dict[str, str]:
     files = [file for file in sorted(commit.rglob("*")) if file.is_file() and file.name not in _UNLIKE]
-    return {file.relative_to(commit).as_posix(): file_sha256(file) for file in files}
+    hashes = {file.relative_to(commit).as_posix(): file_sha256(file) for file in files}
+    if (commit / _TRAINER).is_file():
+        state = json.loads((commit / _TRAINER).read_text())
+        state["log_history"] = [
+            {k: v for k, v in one.items() if not _OF_THE_CLOCK.search(k)} for one in state["log_history"]
+        ]
+        hashes[_TRAINER] = json.dumps(state, sort_keys=True)
+    return hashes
 
 
 def good_commits(killed: Path) -> Iterator[str]:

@@ -152,6 +152,9 @@ class Committed:
             group["lr"] = rate  # the schedule touches the optimizer at its next step only
         for name, controller in self.setup.controllers.items():
             controller.load_state_dict(kept["controllers"][name])
+        counted = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
+        if counted:  # by TRL, which would begin at 0 again
+            self._total_train_tokens = int(counted[-1])
         self.setup.load_tensors(self, folder)
 
     def _load_rng_state(self, checkpoint: Any) -> None:

@@ -60,8 +60,7 @@ def _lost(files: RunFiles) -> str:
     commit = latest_commit(files.path / "checkpoints")
     done = max((int(number(record, "step") or 0) for record in files.records), default=0)
     if commit is None:
-        again = f"the {plural(done, 'step')} done so far" if done else "no step"
-        return f"No prompt and no answer. There is no checkpoint yet, so {again} will be done again from the beginning."
+        return f"No prompt and no answer. There is no checkpoint yet: {plural(done, 'step')} will be done again."
     step = int(re.sub(r"\D", "", commit.path.name))
     return (
         f"No prompt and no answer. {commit.path.name} is whole; {plural(max(0, done - step), 'step')} after it will be "

@@ -60,7 +60,7 @@ def test_faults_that_were_survived_before_the_last_start_are_not_the_cause(run: 
         run, ("lost", "Lost: the controller died"), ("resume", "Continuing after step 2."), ("failed", "a bug")
     )
     assert found["What failed first"] == "a bug" and "What ended the run" not in found
-    assert "There is no checkpoint yet, so no step will be done again" in found["What is lost"]
+    assert "There is no checkpoint yet: 0 steps will be done again" in found["What is lost"]
 
 
 @pytest.mark.parametrize("events", [[], [("revived", "rollout-0 died and was started again.")]])
