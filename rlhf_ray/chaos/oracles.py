@@ -40,8 +40,8 @@ def exactly_once(config: RunConfig, quiet: Path, killed: Path) -> Iterator[str]:
 
 
 def same_bits(quiet: Path, killed: Path) -> Iterator[str]:
-    """P3: every file of the last commit, and all the state of the loop, as in the quiet run. Of the log of a trainer the
-    figures that depend on the clock, or on when the process began, are left out."""
+    """P3: every file of the last commit, and all the state of the loop, as in the quiet run. Of a trainer's log the
+    figures that depend on the clock, or on when its process began, are left out."""
     commits = [newest_good(run / "checkpoints")[0] for run in (quiet, killed)]
     if commits[0] is None or commits[1] is None:
         yield "there is no good commit"
@@ -59,9 +59,9 @@ def _hashes(commit: Path) -> dict[str, str]:
     hashes = {file.relative_to(commit).as_posix(): file_sha256(file) for file in files}
     if (commit / _TRAINER).is_file():
         state = json.loads((commit / _TRAINER).read_text())
-        state["log_history"] = [
-            {k: v for k, v in one.items() if not _OF_THE_CLOCK.search(k)} for one in state["log_history"]
-        ]
+        for entry in state["log_history"]:
+            for name in [name for name in entry if _OF_THE_CLOCK.search(name)]:
+                del entry[name]
         hashes[_TRAINER] = json.dumps(state, sort_keys=True)
     return hashes
 
