@@ -31,6 +31,7 @@ class Load:
         self.answers: list[tuple[bool, int, str]] = []
         """Streamed or not, status, body; in the order of their ends."""
         self.told_to_return = 0
+        self._turns = [0] * 4
         self._address, self._headers = address, {"Authorization": f"Bearer {key}"}
         self._stop = threading.Event()
         self._people = [threading.Thread(target=self._ask, args=(number,), daemon=True) for number in range(4)]
@@ -53,6 +54,13 @@ class Load:
             time.sleep(0.1)
         return self.answers[before:]
 
+    def wait_for_all(self) -> None:
+        """Until whatever was under way is over: everybody has had two more answers, and asked for one meanwhile."""
+        wanted, deadline = [turn + 2 for turn in self._turns], time.monotonic() + PATIENCE_S
+        while any(turn < least for turn, least in zip(self._turns, wanted, strict=True)):
+            assert time.monotonic() < deadline, f"{self._turns} answers to each; {wanted} were expected by now"
+            time.sleep(0.1)
+
     def post(self, **more: Any) -> httpx.Response:
         """One request of somebody else."""
         said = {"model": "policy", "messages": [{"role": "user", "content": "hello"}], **more}
@@ -61,9 +69,8 @@ class Load:
     def _ask(self, number: int) -> None:
         streamed = number in STREAMING
         with httpx.Client(headers=self._headers, timeout=PATIENCE_S) as client:
-            turn = 0
             while not self._stop.is_set():
-                said = [{"role": "user", "content": f"{number} {turn}"}]
+                said = [{"role": "user", "content": f"{number} {self._turns[number]}"}]
                 body = {"model": "policy", "messages": said, "max_tokens": 24, "stream": streamed}
                 answer = client.post(self._address, json=body)
                 if answer.status_code == 503:  # as OpenAI's client does
@@ -71,7 +78,7 @@ class Load:
                     time.sleep(float(answer.headers["retry-after"]))
                     continue
                 self.answers.append((streamed, answer.status_code, answer.text))
-                turn += 1
+                self._turns[number] += 1
 
 
 def _args(model: str, **limits: Any) -> dict[str, Any]:
@@ -121,7 +128,8 @@ def test_a_dead_engine_and_a_new_model_lose_no_request(address: str, tmp_path: P
         before = len(load.answers)
         assert not load.told_to_return
         serve.run(build(_args("two", max_tokens=100)), name="rlhf-ray", route_prefix="/")
-        load.wait(8)  # who was told in between has come again
+        assert load.told_to_return < len(load.answers) - before, "the old application answers until the new one does"
+        load.wait_for_all()
         told = load.told_to_return
         load.wait(40)
         assert not [answer for answer in load.answers[before:] if not _complete(*answer)]
