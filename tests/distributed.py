@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch.multiprocessing as mp
 
+from tests.ports import free_port
+
 _LIBRARIES = ["torch", "transformers", "peft", "deepspeed", "trl", "rlhf_ray.offline.worker"]
 
 
 def on_ranks(world_size: int, work: Callable[..., Any], *arguments: object) -> list[Any]:
     """`work(rank, *arguments)` on every rank; the values in rank order. Fails with the first rank's traceback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(_LIBRARIES)  # loaded once; spawned ranks would take most of their time for it
     answers = context.SimpleQueue()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from typing import Any
 
 import httpx
 import openai
+
+from tests.ports import free_port
 
 START_S = 300
 SMALL = ("engine.context=256", "engine.kv_cache_gib=0.25", "engine.threads=1", "limits.requests_per_minute=100000")
@@ -63,9 +64,7 @@ class Running:
 @contextmanager
 def serving(folder: Path, *words: str) -> Iterator[Running]:
     """`rlhf-ray serve WORDS` in `folder`, small, until the end of the block; it must then end as after SIGTERM."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = folder / f"serve-{port}.log"
     command = _program("serve", *words, "--port", str(port), *SMALL)
     with log.open("w") as stream:

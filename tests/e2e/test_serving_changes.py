@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from rlhf_ray.config import PlacementConfig
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.serving.app import build, serving_config
 from rlhf_ray.serving.state import ServiceState
+from tests.ports import free_port
 
 PATIENCE_S = 180
 STREAMING = (1, 3)  # of four people
@@ -91,9 +91,7 @@ def _args(model: str, **limits: Any) -> dict[str, Any]:
 def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Of a Serve without applications, which is gone afterwards."""
     monkeypatch.chdir(tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with connected(PlacementConfig(), 6):
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         yield f"http://127.0.0.1:{port}/v1/chat/completions"

@@ -18,16 +18,11 @@ from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.serving.app import serving_config
 from rlhf_ray.serving.state import ServiceState
 from tests.builders import interruptible
+from tests.ports import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 GUIDE = Path(__file__).parents[2] / "docs" / "serving.md"
 START_S = 300
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(folder: Path, port: int, *words: str) -> httpx.Response:
@@ -78,7 +73,7 @@ def test_the_import_path_of_the_guide(folder: Path) -> None:
 
 def test_the_file_of_deploy(folder: Path) -> None:
     """As it is, but for the port."""
-    shipped, port = yaml.safe_load((DEPLOY / "serve.yaml").read_text()), _free_port()
+    shipped, port = yaml.safe_load((DEPLOY / "serve.yaml").read_text()), free_port()
     assert shipped["http_options"] == {"host": "127.0.0.1", "port": 8000}
     shipped["http_options"]["port"] = port
     (folder / "serve.yaml").write_text(yaml.safe_dump(shipped))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.types import Message, Prompt, Rollout
 from rlhf_ray.weight_sync.broadcast import Rendezvous, WeightGroup
 from rlhf_ray.weight_sync.bucket import TensorSpec, WeightPushError, plan_buckets
+from tests.ports import free_port
 
 TEMPERATURE = 0.7
 NEW_TOKENS = 12
@@ -60,9 +60,7 @@ def pair(
     spec = EngineSpec(folder, "float32", max_model_len=64, threads=1, on_gpu=False, rollout=rollout)
     os.environ.update(engine_environment(spec))
     actor, sender = RolloutActor(spec), Sender(folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        meeting = Rendezvous("127.0.0.1", probe.getsockname()[1], 2, "gloo", 30.0)
+    meeting = Rendezvous("127.0.0.1", free_port(), 2, "gloo", 30.0)
     joining = threading.Thread(target=actor.join, args=(meeting, 1, sender.buckets))
     joining.start()
     sender.group = WeightGroup(meeting, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch.multiprocessing as mp
 
 from rlhf_ray.models.tiny import tiny_model
 from tests.builders import random_batch, run_config
+from tests.ports import free_port
 
 GPUS = torch.cuda.device_count()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPUS, reason="torch.cuda sees no GPU on this machine")]
@@ -26,17 +26,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def one_rank() -> Iterator[None]:
     """This process as the only rank of an NCCL group."""
     where = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update(where, MASTER_PORT=str(_free_port()))
+    os.environ.update(where, MASTER_PORT=str(free_port()))
     torch.cuda.set_device(0)
     torch.distributed.init_process_group("nccl", rank=0, world_size=1)
     yield
@@ -96,7 +90,7 @@ def _weight_group(rank: int, port: int) -> None:
 
 @pytest.mark.skipif(GPUS < 2, reason=f"NCCL needs a GPU of its own for each member; this machine has {GPUS}")
 def test_the_weight_group_over_nccl() -> None:
-    mp.spawn(_weight_group, args=(_free_port(),), nprocs=2)
+    mp.spawn(_weight_group, args=(free_port(),), nprocs=2)
 
 
 class Loopback:
