@@ -1,4 +1,4 @@
-"""The only place that turns a config into live actors: join or start a cluster, launch the controller, watch it."""
+"""The only place that turns a config into live actors: join or start a cluster, and run on it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,6 @@ from rlhf_ray.rundir.lines import append_line
 if TYPE_CHECKING:  # loads torch
     from rlhf_ray.actors.controller import Folders
 
-_POLL_S = 0.5
-_SILENT_S = 30.0
-"""A controller answers from threads of its own, also while it computes."""
 _ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody drains its node; a process less for each group
 
 
@@ -70,8 +67,7 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
     """
     import ray
 
-    from rlhf_ray.actors.build import free_places
-    from rlhf_ray.actors.controller import make_controller
+    from rlhf_ray.actors.driver import run_online
 
     began, run_dir = time.monotonic(), run_dir.resolve()
     folders = folders_of(config)
@@ -83,15 +79,11 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
         with alone_in(run_dir):
             if resume:
                 accept_changes(run_dir, config)
-            controller = make_controller(config, folders, run_dir, threads_of(config))
             try:
-                summary = _watch(controller, config)
+                summary = run_online(config, folders, run_dir, threads_of(config))
             except (RunError, UserError) as error:
                 note_failure(run_dir, error)
                 raise
-            finally:
-                free_places(run_dir)
-                ray.kill(controller)
     summary |= {
         "seconds_total": time.monotonic() - began,
         "peak_rss_gib": memory.peak_gib,
@@ -194,53 +186,6 @@ def _watch_offline(
     figures = running.result()
     seconds = {"encode": encoded - began, "train": figures.pop("seconds_training")}
     return {**counts, **figures, "seconds_by_phase": seconds}
-
-
-def _watch(controller: Any, config: RunConfig) -> dict[str, Any]:
-    """Shows progress until the run is over; an interrupt asks the run to end after its step, a second one does not."""
-    import ray
-    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
-
-    running, seen = controller.run.remote(), 0
-
-    def show_until_over() -> None:
-        nonlocal seen
-        over = False
-        while not over:
-            over = bool(ray.wait([running], timeout=_POLL_S)[0])
-            records = ray.get(controller.records_since.remote(seen), timeout=_SILENT_S)
-            seen = records[-1]["index"] if records else seen
-            view.update(records)
-
-    with ProgressView(config.train.num_steps, config.algorithm.type.replace("_", " ").upper()) as view:
-        try:
-            try:
-                # Until it is there its answers wait: for a worker, for imports, on a cluster for the job's files.
-                ray.get(controller.__ray_ready__.remote(), timeout=config.train.deadline_s)
-                show_until_over()
-            except KeyboardInterrupt:
-                print("stopping: this step ends and commits first; interrupt again to stop at once", flush=True)
-                ray.get(controller.stop.remote(), timeout=config.train.deadline_s)
-                show_until_over()
-                raise
-            summary: dict[str, Any] = ray.get(running)
-        except GetTimeoutError as error:
-            raise LostError("the controller did not answer in time") from error
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError | RunError):
-                raise error.cause from None
-            if isinstance(error.cause, RayActorError):
-                raise LostError(f"an actor that the controller needs died ({_named(error.cause)})") from error
-            raise RunError(f"{error.cause}") from error
-        except RayActorError as error:
-            raise LostError("the controller died") from error
-    return summary
-
-
-def _named(error: Exception) -> str:
-    """The line of Ray's report that has the actor's name; the first one if none has."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if line.startswith("name:")), lines[0] if lines else type(error).__name__)
 
 
 def _embedded(placement: PlacementConfig, cpus: float) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rlhf_ray.actors.learner import CriticLearner, PolicyLearner
 from rlhf_ray.actors.pools import HEALTH, ReferencePool, RewardPool, RolloutPool
 from rlhf_ray.actors.rollout import RolloutActor
 from rlhf_ray.actors.vllm_engine import EngineSpec, engine_environment
+from rlhf_ray.actors.worker_group import WorkerGroup
 from rlhf_ray.config import RunConfig
 from rlhf_ray.errors import RunError
 from rlhf_ray.tags import tags
@@ -34,14 +35,12 @@ Place = Callable[[type, str, dict[str, float], dict[str, str]], Any]
 def make_groups(config: RunConfig, run_dir: Path, threads: int) -> dict[str, LearnerGroup]:
     """A Ray Train group for each role that learns, starting; each has a placement group of its own. Which learner it is
     says `begin_groups`."""
-    common: dict[str, Any] = {
-        "name": run_dir.name,
-        "storage": run_dir / "ray_train",
-        "threads": threads,
-        "deadline_s": config.train.deadline_s,
-        "placement_strategy": config.placement.strategy,
+    storage, strategy = run_dir / "ray_train", config.placement.strategy
+    groups = {
+        role: WorkerGroup(role, run_dir.name, learner, storage, threads, strategy)
+        for role, learner in config.learners.items()
     }
-    return {role: LearnerGroup(role, learner, **common) for role, learner in config.learners.items()}
+    return {role: LearnerGroup(group, config.train.deadline_s) for role, group in groups.items()}
 
 
 def begin_groups(
@@ -67,18 +66,25 @@ def make_actors(
     run_dir: Path,
     threads: int,
     roles: Collection[str] = POOLED,
+    groups: Mapping[str, LearnerGroup] | None = None,
 ) -> dict[str, list[Any]]:
     """The rollout engines, reference replicas and reward replicas that `roles` asks for, starting; by role. Ray starts
-    one that dies again, as often as it takes: how often is too often is for the pools to say."""
+    one that dies again, as often as it takes: how often is too often is for the pools to say.
+
+    `groups` are the learners beside them, which begin first on a GPU that they share with the engines: vLLM measures
+    its free memory, which nobody else may fill meanwhile.
+    """
     rollout, reference, reward = config.rollout, config.reference, config.reward
     spec = engine_spec(config, policy, threads)
+    shared_gpu = config.placement.mode == "colocated" and rollout.gpus > 0
+    first = [group.inbox.begun.remote() for group in (groups or {}).values()] if shared_gpu else []
     needs = {
         "rollout": [{"CPU": rollout.cpus, "GPU": rollout.gpus * rollout.tensor_parallel}] * rollout.engines,
         "reference": [{"CPU": reference.cpus, "GPU": reference.gpus}] * reference.replicas,
         "reward": [{"CPU": reward.cpus, "GPU": reward.gpus}] * reward.replicas,
     }
     makers: dict[str, tuple[type, tuple[object, ...], dict[str, str]]] = {
-        "rollout": (RolloutActor, (spec,), engine_environment(spec)),
+        "rollout": (RolloutActor, (spec, *first), engine_environment(spec)),
         "reference": (ReferenceActor, (policy, config.model.dtype, rollout.temperature, threads), {}),
         "reward": (RewardActor, (reward, tuple(rewards), threads), {}),
     }
@@ -116,8 +122,10 @@ def make_pools(
     )
 
 
-def free_places(run_dir: Path) -> None:
-    """Gives the run's places back, and ends the actors in them: Ray keeps places until the driver ends."""
+def end_actors(actors: Mapping[str, Sequence[Any]], run_dir: Path) -> None:
+    """Ends them, and gives the run's places back: Ray keeps places until the driver ends."""
+    for actor in (each for role in actors.values() for each in role):
+        ray.kill(actor)
     name = _place_name(run_dir)
     if any(one["name"] == name and one["state"] != "REMOVED" for one in placement_group_table().values()):
         remove_placement_group(get_placement_group(name))

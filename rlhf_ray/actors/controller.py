@@ -1,4 +1,4 @@
-"""The controller actor: builds the roles, runs the loop, owns the run directory. The driver only watches it."""
+"""The controller actor: runs the loop on the actors that it is given, owns the run directory. Another can take over."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import ray
 
 from rlhf_ray import metrics as names
-from rlhf_ray.actors.build import POOLED, begin_groups, make_actors, make_groups, make_pools
+from rlhf_ray.actors.build import begin_groups, make_pools
 from rlhf_ray.actors.group import CriticClient, LearnerGroup, PolicyClient, beside_us
 from rlhf_ray.actors.pools import Pool
 from rlhf_ray.actors.shared import LeasedEngines, Shared
@@ -58,18 +58,14 @@ class Controller:
         config: RunConfig,
         folders: Folders,
         run_dir: Path,
-        threads: int,
-        shared: Shared | None = None,
-        groups: dict[str, LearnerGroup] | None = None,
+        groups: dict[str, LearnerGroup],
+        shared: Shared,
         journal: type[RunDirectory] = RunDirectory,
     ) -> None:
-        """`shared` has the actors that the run does not make for itself, `groups` learners of an earlier run in this
-        process that become those of this one, and outlive it."""
-        self._config, self._folders, self._threads = config, folders, threads
-        self._shared = shared or Shared()
+        """`groups` become the learners of this run, `shared` has the other actors; all outlive it."""
+        self._config, self._folders, self._groups, self._shared = config, folders, groups, shared
         self._writing = only_writer(run_dir)
         self._journal = journal.open(run_dir, config.train.keep_checkpoints)
-        self._given, self._groups = groups, groups or {}
         self._engines: LeasedEngines | None = None
         self._watch: Watch | None = None
         self._stopping = False
@@ -109,12 +105,9 @@ class Controller:
         return roles, heldout, pad, progress
 
     def close(self) -> None:
-        """Lets the learners end that this run has made, and leaves shared engines to others."""
+        """Leaves the actors to others."""
         if self._watch is not None:
             self._watch.stop()
-        if self._given is None:
-            for group in self._groups.values():
-                group.stop()
         if self._engines is not None:
             self._engines.leave()
         self._writing.close()
@@ -131,33 +124,24 @@ class Controller:
         config, run_dir = self._config, self._journal.path
         self._journal.phase(0, "starting the roles")
         state = self._journal.committed.path if self._journal.committed else None
-        folders, threads = self._folders, self._threads
-        self._groups = self._groups or make_groups(config, run_dir, threads)
+        folders = self._folders
         begin_groups(config, self._groups, folders.policy, folders.reward_model, run_dir, state)
         policy, critic = self._groups["policy"], self._groups.get("critic")
-        if config.placement.mode == "colocated" and config.rollout.gpus:
-            for (
-                group
-            ) in self._groups.values():  # vLLM measures the free memory of a GPU that nobody else may fill meanwhile
-                group.call("ping")
         tokenizer = load_tokenizer(folders.policy)  # meanwhile the ranks start
         prompts, heldout, notes = load_prompts(config.prompts, tokenizer, config.train.eval_prompts)
         for note in notes:
             self._journal.event("data", note)
-        own = [role for role in POOLED if role not in self._shared.actors]
-        actors = make_actors(config, folders.policy, folders.rewards, run_dir, threads, own)
-        owner = self._shared.owner(run_dir)
-        rollout, reference, reward = make_pools(config, {**actors, **self._shared.actors}, owner)
+        rollout, reference, reward = make_pools(config, self._shared.actors, self._shared.owner(run_dir))
         for pool in (reference, reward, rollout):
             pool.tell = partial(self._journal.event, "revived")
             pool.all("ping")
-            pool.busy()  # of other runs, if they are shared
+            pool.busy()  # of others
         self._watch = Watch(
             [rollout, reference, reward], list(self._groups.values()), partial(self._journal.event, "hung")
         )
         alone = config.placement.mode == "separate" and config.rollout.gpus >= 1
         weights = WeightBroadcast(policy, rollout, "nccl" if alone else "gloo")
-        if owner:
+        if self._shared.lease is not None:
             self._engines = LeasedEngines(self._shared.lease, rollout, weights)
         measured: list[LearnerGroup | Pool] = [*self._groups.values(), rollout, reference, reward]
         roles = Roles(
@@ -227,12 +211,13 @@ def side_by_side(*calls: Callable[[], T]) -> list[T]:
         return list(threads.map(lambda call: call(), calls))
 
 
-def make_controller(config: RunConfig, folders: Folders, run_dir: Path, threads: int) -> Any:
-    """A handle to the named controller actor."""
-    # Ray Train's placement-group cleaner would otherwise look for any cluster on this machine, and may find another.
-    here = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **tags(run_dir.name, "controller")}
+def make_controller(
+    config: RunConfig, folders: Folders, run_dir: Path, groups: dict[str, LearnerGroup], shared: Shared, number: int
+) -> Any:
+    """A handle to the actor; `number` tells it from those before it."""
+    name = f"controller:{run_dir.name}:{number}"
     return (
         ray.remote(Controller)
-        .options(**beside_us(f"controller:{run_dir.name}", here), max_concurrency=4)
-        .remote(config, folders, run_dir, threads)
+        .options(**beside_us(name, tags(run_dir.name, "controller")), max_concurrency=4)
+        .remote(config, folders, run_dir, groups, shared)
     )

@@ -2,29 +2,38 @@
 
 `train_loop` executes one command after another, on every rank in the same order; the first builds the learner. When
 Ray Train rebuilds a group after a death, the new ranks load the last committed state and replay what changed it since
-(`Command.mutates`); the caller just sees a slow answer.
+(`Command.mutates`); the caller just sees a slow answer. The inbox keeps its group in being, whoever calls.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
+
+from rlhf_ray.errors import LostError
+
+if TYPE_CHECKING:  # imports the config, which no rank's inbox needs
+    from rlhf_ray.actors.worker_group import WorkerGroup
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A method of the learner and its arguments. `mutates`: it must be replayed to rebuild the state after it."""
+    """A method of the learner and its arguments. `mutates`: it must be replayed to rebuild the state after it.
+    `forgotten`: its arguments are gone, because nobody has to execute it any more."""
 
     name: str
     arguments: tuple[object, ...]
     mutates: bool
+    forgotten: bool = False
 
 
 TRIES = 3
@@ -65,18 +74,51 @@ class Start:
 
 
 class Inbox:
-    """The mailbox of one worker group. An asynchronous actor: every method returns at once or waits unblocking."""
+    """The mailbox of one worker group. An asynchronous actor: every method returns at once or waits unblocking.
 
-    def __init__(self, world_size: int) -> None:
+    Ray starts one that dies again, empty, with another group. Indexes count from the time at which it was started, so
+    those of the one before are unknown, and refused with `LostError`: to its ranks and to whoever waits for them.
+    """
+
+    def __init__(
+        self, world_size: int, group: WorkerGroup | None = None, clock_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        """`group` is what it keeps in being."""
         self._world_size = world_size
+        self._first = clock_ns()
         self._commands: list[Command | None] = []
         self._answers: list[dict[int, Answer]] = []
         self._begin: Begin | None = None
-        self._start = Start(None, 0)
+        self._start = Start(None, self._first)
         self._changed = asyncio.Condition()
         self._joins = 0
-        self._joins_in_vain = 0
+        self._joins_in_vain = self._ends_in_vain = 0
         self._workers: dict[int, Any] = {}
+        self._ended: str | None = None
+        if group is not None:
+            myself = ray.get_runtime_context().current_actor
+            threading.Thread(target=self._fit, args=(group, myself), name="fit", daemon=True).start()
+
+    def _fit(self, group: WorkerGroup, myself: Any) -> None:
+        """Ray Train's group again and again: those whose controller dies take their ranks with them."""
+        while self._ends_in_vain < TRIES:
+            try:
+                group.fit(myself)
+                self._ended = "it stopped"
+                return
+            except Exception as error:  # the fault-tolerance seam: a thread has no caller to raise to
+                self._ends_in_vain += 1
+                reason = f"{type(error).__name__}: {error}"
+        self._ended = reason
+
+    async def ended(self) -> str | None:
+        """Why Ray Train's group is over for good, once it is."""
+        return self._ended
+
+    async def begun(self) -> None:
+        """Waits until every rank is a learner."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: any(len(answers) == self._world_size for answers in self._answers))
 
     async def join(self, rank: int, worker: Any) -> Start:
         """Registers a rank, an actor, and tells it where to begin. Errors of the group before this one are forgotten: a
@@ -94,58 +136,67 @@ class Inbox:
         return self._workers
 
     async def incarnation(self) -> int:
-        """How many ranks have ever joined: it grows when Ray Train rebuilds the group."""
-        return self._joins
+        """Grows when Ray Train rebuilds the group: how many ranks have ever joined, on top of when the first could."""
+        return self._first + self._joins
 
     async def post(self, command: Command | None, since: int | None = None) -> int | None:
         """Appends a command (None: stop) and returns its index; None if a command after number `since` mutates."""
         async with self._changed:
-            if since is not None and any(after and after.mutates for after in self._commands[since + 1 :]):
+            after = [] if since is None else self._commands[self._known(since) + 1 :]
+            if any(later and later.mutates for later in after):
                 return None
             if command is not None and command.name == BEGIN:
-                self._forget()
+                self._forget(len(self._commands))
                 self._begin = command.arguments[0]  # type: ignore[assignment]  # a Begin, as BEGIN says
-                self._start = Start(None, len(self._commands))
+                self._start = Start(None, self._first + len(self._commands))
             self._commands.append(command)
             self._answers.append({})
             self._changed.notify_all()
-            return len(self._commands) - 1
+            return self._first + len(self._commands) - 1
 
     async def take(self, index: int) -> tuple[Command | None, bool]:
         """The command at `index` once it is there, and whether all ranks have answered it already."""
         async with self._changed:
-            await self._changed.wait_for(lambda: len(self._commands) > index)
-            return self._commands[index], len(self._answers[index]) == self._world_size
+            number = self._known(index)
+            await self._changed.wait_for(lambda: len(self._commands) > number)
+            return self._commands[number], len(self._answers[number]) == self._world_size
 
     async def answer(self, index: int, rank: int, answer: Answer) -> None:
         """Stores a rank's answer."""
         async with self._changed:
-            self._answers[index][rank] = answer
+            self._answers[self._known(index)][rank] = answer
             self._changed.notify_all()
 
     async def wait(self, index: int, timeout_s: float) -> list[Answer] | None:
         """All ranks' answers in rank order; None if they are not there in time. The first error answers for all ranks:
         the others may wait in a collective for the one that failed."""
         async with self._changed:
+            number = self._known(index)
             try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: self._settled(index)), timeout_s)
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._settled(number)), timeout_s)
             except TimeoutError:
                 return None
-            answers, command = self._answers[index], self._commands[index]
+            answers, command = self._answers[number], self._commands[number]
             faults = [f"rank {rank}: {answer.error}" for rank, answer in sorted(answers.items()) if answer.error]
             if self._in_vain():
                 faults.append(f"its ranks died more than {TRIES} times in turn")
             if faults:
                 return [Answer(error="; ".join(faults))]
-            self._joins_in_vain = 0
+            self._joins_in_vain = self._ends_in_vain = 0
             # Answered: keep the fact, free the values, and the arguments of what will not be replayed.
-            self._answers[index] = {rank: Answer() for rank in answers}
+            self._answers[number] = {rank: Answer() for rank in answers}
             if command is not None and not command.mutates:
-                self._commands[index] = Command(command.name, (), mutates=False)
+                self._commands[number] = replace(command, arguments=(), forgotten=True)
             return [answers[rank] for rank in range(self._world_size)]
 
-    def _settled(self, index: int) -> bool:
-        answers = self._answers[index]
+    def _known(self, index: int) -> int:
+        """Its place in the list."""
+        if index < self._first:
+            raise LostError("the inbox was started again: what was sent to it before is lost")
+        return index - self._first
+
+    def _settled(self, number: int) -> bool:
+        answers = self._answers[number]
         return len(answers) == self._world_size or any(answer.error for answer in answers.values()) or self._in_vain()
 
     def _in_vain(self) -> bool:
@@ -153,18 +204,21 @@ class Inbox:
 
     async def missing(self, index: int) -> list[int]:
         """The ranks that have not answered yet."""
-        return [rank for rank in range(self._world_size) if rank not in self._answers[index]]
+        answers = self._answers[self._known(index)]
+        return [rank for rank in range(self._world_size) if rank not in answers]
 
-    async def commit(self, state: Path) -> None:
-        """From now on a rebuilt group starts at `state`; earlier commands are forgotten."""
+    async def commit(self, state: Path, index: int) -> None:
+        """From now on a rebuilt group starts at `state`, which the command at `index` has written; what was sent until
+        then is forgotten."""
+        after = self._known(index) + 1
         assert self._begin is not None  # what is committed has begun
-        self._start = Start(replace(self._begin, state=state), len(self._commands))
-        self._forget()
+        self._start = Start(replace(self._begin, state=state), self._first + after)
+        self._forget(after)
 
-    def _forget(self) -> None:
-        for index, command in enumerate(self._commands):
-            if command is not None and command.arguments:
-                self._commands[index] = Command(command.name, (), command.mutates)
+    def _forget(self, before: int) -> None:
+        for number, command in enumerate(self._commands[:before]):
+            if command is not None and not command.forgotten:
+                self._commands[number] = replace(command, arguments=(), forgotten=True)
 
 
 def train_loop(arguments: dict[str, Any]) -> None:
@@ -188,12 +242,14 @@ def _serve(inbox: Any) -> None:
         command, answered = ray.get(inbox.take.remote(index))
         if command is None:
             return
-        if command.name == BEGIN:
+        if command.forgotten and not answered:  # others may have begun it, and wait for this rank in a collective
+            raise RuntimeError(f"'{command.name}' was taken back: another controller has begun")
+        if command.name == BEGIN and not command.forgotten:
             learner = None
             gc.collect()  # two models at once may not fit
             learner, answer = _begin(command.arguments[0])
             ray.get(inbox.answer.remote(index, rank, answer))
-        elif command.mutates or not answered:
+        elif not command.forgotten and (command.mutates or not answered):
             ray.get(inbox.answer.remote(index, rank, _execute(learner, command)))
         index += 1
 

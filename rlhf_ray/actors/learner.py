@@ -56,9 +56,6 @@ class _Learner:
         order = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         return run_epochs(self.engine, self.algorithm, batch, order, loss, keep).metrics(self.role)
 
-    def ping(self) -> None:
-        """Answers once the model is loaded."""
-
     def answers(self, batch: Batch, ask: Callable[[Batch], Tensor]) -> tuple[Tensor, Tensor]:
         """This rank's row numbers and what `ask` says of them, `[n, T]`, without gradients."""
         parts = shards(batch, self.engine.config.microbatch_tokens)

@@ -26,7 +26,8 @@ T = TypeVar("T")
 class RolloutActor(Living):
     """One vLLM engine. It refuses to generate unless a verified push gave it a version."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, *after: None) -> None:
+        """Ray waits with it for what `after` are the values of."""
         self._spec = spec
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm")
         self._version: int | None = None

@@ -21,14 +21,15 @@ from rlhf_ray.types import Prompt, Rollout
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Actors by role that a run finds instead of making them, and the lease of the engines if they are among them."""
+    """Actors by role that outlive a controller, and the lease of the engines if other runs use them as well."""
 
     actors: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     lease: Any = None
 
-    def owner(self, run_dir: Path) -> str:
-        """A name for this run at the shared engines that no other attempt has; empty if it has its own engines."""
-        return f"{run_dir.name}#{secrets.token_hex(4)}" if "rollout" in self.actors else ""
+    @staticmethod
+    def owner(run_dir: Path) -> str:
+        """A name for this run at the engines that no other attempt has."""
+        return f"{run_dir.name}#{secrets.token_hex(4)}"
 
 
 class Lease:

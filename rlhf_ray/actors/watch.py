@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 
-from rlhf_ray.actors.group import LearnerGroup
+from rlhf_ray.actors.group import InboxLost, LearnerGroup
 from rlhf_ray.actors.living import stacks
 from rlhf_ray.actors.pools import HEALTH, Pool
 
@@ -83,8 +83,8 @@ class Watch:
 
 
 def _ranks(group: LearnerGroup) -> dict[int, Any]:
-    """Those that are known: none while the inbox is silent, or dead, which ends the try."""
+    """Those that are known: none while the inbox is silent, or dead, which ends this controller's work."""
     try:
         return group.workers(_EVERY_S)
-    except (GetTimeoutError, RayActorError):
+    except (GetTimeoutError, InboxLost):
         return {}

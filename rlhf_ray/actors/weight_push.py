@@ -35,8 +35,7 @@ class WeightBroadcast:
         buckets = self._policy.call("layout")[0]
         host, port = self._policy.call("meeting_point")[0]
         sizes = self._rollout.all("ping")
-        if self._rollout.owner:
-            self._rollout.all("claim", self._rollout.owner)  # those that were started again have forgotten it
+        self._rollout.all("claim", self._rollout.owner)  # those that were started again have forgotten it
         members = self._now()
         meeting = Rendezvous(host, port, 1 + sum(sizes), self._backend, _TIMEOUT_S)
         sent = self._policy.post("join", meeting)

@@ -27,7 +27,7 @@ _ROLES: dict[str, tuple[str, str, int]] = {
     "controller": ("controller", "ray::Controller", 0),
     "policy inbox": ("policy inbox", "ray::Inbox", 0),
     "critic inbox": ("critic inbox", "ray::Inbox", 0),
-    "Ray Train controller": ("controller", "ray::TrainController", 0),
+    "Ray Train controller": ("policy inbox", "ray::TrainController", 0),
     "policy rank A": ("policy rank", "ray::RayTrainWorker", 0),
     "policy rank B": ("policy rank", "ray::RayTrainWorker", 1),
     "critic rank": ("critic rank", "ray::RayTrainWorker", 0),

@@ -19,8 +19,8 @@ _REPLACED_S = 900.0
 _POLL_S = 1.0
 _LOSSES = frozenset({"WORKER_DIED", "NODE_DIED"})
 """Of Ray's reasons for an actor's death. The others are errors of its constructor, and ends on purpose."""
-_REBUILT = "RayTrainWorker"
-"""Ray Train starts its workers again by itself, within a try."""
+_REPLACED = frozenset({"RayTrainWorker", "Controller"})
+"""Within a try Ray Train starts its workers again by itself, and a driver its controller."""
 
 
 def noticing_losses(launch: Callable[[], dict[str, object]], config: AnyConfig, run_dir: Path) -> dict[str, object]:
@@ -70,7 +70,7 @@ def _lost(nodes: set[str], patience_s: float) -> str | None:
 
 
 def _lost_actors() -> list[str]:
-    """This driver's actors that died, but for Ray Train's own, which have no names, and its workers."""
+    """This driver's actors that died, but for Ray Train's own, which have no names, and those that are replaced."""
     import ray
     from ray.util.state import list_actors
     from ray.util.state.exception import RayStateApiException
@@ -85,7 +85,9 @@ def _lost_actors() -> list[str]:
     except RayStateApiException:  # the dashboard is away, and perhaps the head with it
         return []
     reasons = [(actor, (actor.death_cause or {}).get("actor_died_error_context", {}).get("reason")) for actor in dead]
-    lost = [actor for actor, reason in reasons if reason in _LOSSES and actor.name and actor.class_name != _REBUILT]
+    lost = [
+        actor for actor, reason in reasons if reason in _LOSSES and actor.name and actor.class_name not in _REPLACED
+    ]
     return sorted(f"actor {actor.name}" for actor in lost)
 
 

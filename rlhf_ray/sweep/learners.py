@@ -13,7 +13,8 @@ from typing import Any
 from ray.exceptions import RayError
 
 from rlhf_ray.actors.build import make_groups
-from rlhf_ray.actors.group import LearnerGroup
+from rlhf_ray.actors.group import InboxLost, LearnerGroup
+from rlhf_ray.actors.worker_group import WorkerGroup
 from rlhf_ray.cluster import threads_of
 from rlhf_ray.config import AnyConfig, AnyOfflineConfig, RunConfig
 from rlhf_ray.errors import RunError
@@ -33,7 +34,7 @@ def groups_for(config: AnyConfig, sweep_dir: Path) -> dict[str, LearnerGroup]:
     """The groups of the last trial by role, if they have the same place and are well, else new ones."""
     learners = config.learners if isinstance(config, RunConfig) else {"group": config.train}
     asked = [{role: learner.model_dump(include=_PLACE) for role, learner in learners.items()}, config.placement]
-    if asked != _made_for or any(group.ended for group in _groups.values()):
+    if asked != _made_for or any(_is_over(group) for group in _groups.values()):
         end_groups()
         folder = sweep_dir / f"learners-{os.getpid()}"
         if isinstance(config, RunConfig):
@@ -47,28 +48,35 @@ def groups_for(config: AnyConfig, sweep_dir: Path) -> dict[str, LearnerGroup]:
     return _groups
 
 
+def _is_over(group: LearnerGroup) -> bool:
+    try:
+        return group.ended() is not None
+    except InboxLost:
+        return True
+
+
 def end_groups() -> None:
     """After a failure nobody knows in which state the ranks are."""
     for group in _groups.values():
-        with contextlib.suppress(RayError):
+        with contextlib.suppress(RayError, InboxLost):
             group.stop()
     for group in _groups.values():
-        group.join(_JOIN_S)
+        group.kill(_JOIN_S)
     _groups.clear()
     _made_for.clear()
 
 
 def _fixed_data_group(config: AnyOfflineConfig, folder: Path) -> LearnerGroup:
-    return LearnerGroup(
+    group = WorkerGroup(
         "group",
+        folder.name,
         config.train,
-        name=folder.name,
-        storage=folder / "ray_train",
-        threads=config.placement.threads or 1,  # each run says how many it takes
-        deadline_s=math.inf,  # a command is a whole run here; whoever follows it knows whether it makes progress
-        placement_strategy=config.placement.strategy,
-        environment=worker_environment(config),
+        folder / "ray_train",
+        config.placement.threads or 1,  # each run says how many it takes
+        config.placement.strategy,
+        worker_environment(config),
     )
+    return LearnerGroup(group, math.inf)  # a command is a whole run here; who follows it knows whether it goes on
 
 
 class GroupRun:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from rlhf_ray.actors.build import free_places
+from rlhf_ray.actors.build import POOLED, end_actors, make_actors
 from rlhf_ray.actors.shared import Shared
 from rlhf_ray.config import AnyConfig, AnyOfflineConfig, RunConfig
 from rlhf_ray.config_file import dump_config
@@ -95,7 +95,7 @@ def trial_of(drawn: Mapping[str, Any], plan: Plan, sweep_dir: Path, number: str)
 
 
 def _run_online(trial: Trial, resume: bool, command: str, shared: Shared) -> dict[str, Any]:
-    """The run's controller works in this process, on the actors that it finds in `shared`."""
+    """The run's controller works in this process, on the actors of `shared` and on those that it makes beside them."""
     from rlhf_ray.actors.controller import Controller
     from rlhf_ray.cluster import folders_of, heldout_accuracy, threads_of
     from rlhf_ray.sweep.learners import end_groups, groups_for
@@ -114,8 +114,11 @@ def _run_online(trial: Trial, resume: bool, command: str, shared: Shared) -> dic
     journal = PopulationJournal if trial.population else ReportingJournal
     journal.last_step = config.train.num_steps
     groups = groups_for(config, trial.folder.parent.parent)
+    missing = [role for role in POOLED if role not in shared.actors]
     with alone_in(trial.folder):
-        controller = Controller(config, folders, trial.folder, threads_of(config), shared, groups, journal)
+        own = make_actors(config, folders.policy, folders.rewards, trial.folder, threads_of(config), missing, groups)
+        everybody = Shared({**own, **shared.actors}, shared.lease)
+        controller = Controller(config, folders, trial.folder, groups, everybody, journal)
         try:
             summary = controller.run()
         except BaseException as error:
@@ -125,7 +128,7 @@ def _run_online(trial: Trial, resume: bool, command: str, shared: Shared) -> dic
                 controller.close()
             raise
         finally:
-            free_places(trial.folder)
+            end_actors(own, trial.folder)
     seconds = time.monotonic() - began
     accuracy = heldout_accuracy(folders.rewards)
     return {**summary, "seconds_total": seconds, "rm_heldout_accuracy": accuracy, "command": command}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +11,7 @@ from typing import TypeVar
 import pytest
 
 from rlhf_ray.actors.inbox import BEGIN, TRIES, Answer, Begin, Command, Inbox, Start
+from rlhf_ray.errors import LostError
 
 T = TypeVar("T")
 _RUNNER = asyncio.Runner()  # one loop: an inbox lives in that of its actor
@@ -26,8 +28,8 @@ def now(awaited: Awaitable[T]) -> T:
 
 
 def inbox(*commands: Command) -> Inbox:
-    """Of two ranks that have joined, begun, and been sent `commands`."""
-    made = Inbox(2)
+    """Of two ranks that have joined, begun, and been sent `commands`; its indexes begin with 0."""
+    made = Inbox(2, clock_ns=lambda: 0)
     for rank in (0, 1):
         now(made.join(rank, f"worker {rank}"))
     now(made.post(Command(BEGIN, (BUILT,), mutates=True)))
@@ -65,12 +67,12 @@ def test_after_a_commit_a_rank_starts_there() -> None:
     """Nothing before it is replayed, and its arguments are free."""
     made = inbox(UPDATE)
     answer(made, 1, "x", "y")
-    now(made.commit(Path("step-1")))
+    now(made.commit(Path("step-1"), 1))
     now(made.post(UPDATE))
     start = now(made.join(1, "another"))
     assert start == Start(Begin(dict, {}, Path("step-1")), 2)
     command, done = now(made.take(1))
-    assert command == Command("update", (), mutates=True) and done
+    assert command == Command("update", (), mutates=True, forgotten=True) and done
 
 
 def test_errors_of_the_group_before_are_forgotten_and_values_are_not() -> None:
@@ -118,3 +120,81 @@ def test_workers_are_those_that_joined_last(index: int) -> None:
     made = inbox()
     now(made.join(index, "another"))
     assert now(made.workers()) == {index: "another", 1 - index: f"worker {1 - index}"}
+
+
+def test_a_commit_leaves_alone_what_was_sent_after_its_state_was_written() -> None:
+    """Another thread may have sent it meanwhile; ranks that are built now begin with it."""
+    made = inbox(UPDATE, Command("save", ("step-1",), mutates=False), ASK)
+    for index in (1, 2):
+        answer(made, index, "x", "y")
+    now(made.commit(Path("step-1"), 2))
+    assert now(made.join(0, "another")) == Start(Begin(dict, {}, Path("step-1")), 3)
+    assert now(made.take(3)) == (ASK, False)
+
+
+def test_who_begins_takes_back_what_was_sent_before() -> None:
+    """A rank that has not done it yet must see that: another one may wait for it in a collective."""
+    made = inbox(UPDATE, UPDATE)
+    answer(made, 1, "x", "y")
+    now(made.answer(2, 0, Answer("x")))
+    now(made.post(Command(BEGIN, (BUILT,), mutates=True)))
+    before, done = now(made.take(1))
+    assert before is not None and before.forgotten and done
+    taken_back, done = now(made.take(2))
+    assert taken_back is not None and taken_back.forgotten and not taken_back.arguments and not done
+    begin, done = now(made.take(3))
+    assert begin == Command(BEGIN, (BUILT,), mutates=True) and not done
+    assert now(made.join(1, "another")) == Start(None, 3)
+
+
+def test_an_inbox_that_was_started_again_knows_nothing_of_the_one_before() -> None:
+    """Neither its ranks nor whoever waits for them may take one for the other."""
+    made = Inbox(2, clock_ns=lambda: 1000)
+    index = now(made.post(ASK))
+    assert index == 1000 and now(made.take(1000)) == (ASK, False) and now(made.incarnation()) == 1000
+    for call in (
+        lambda: made.take(999),
+        lambda: made.answer(999, 0, Answer("x")),
+        lambda: made.wait(999, 0.01),
+        lambda: made.missing(999),
+        lambda: made.commit(Path("step-1"), 999),
+        lambda: made.post(ASK, since=999),
+    ):
+        with pytest.raises(LostError, match="started again"):
+            now(call())
+
+
+def test_it_says_when_all_ranks_have_begun() -> None:
+    made = Inbox(2, clock_ns=lambda: 0)
+    now(made.post(Command(BEGIN, (BUILT,), mutates=True)))
+    now(made.answer(0, 0, Answer()))
+    with pytest.raises(TimeoutError):
+        _RUNNER.run(asyncio.wait_for(made.begun(), 0.05))
+    now(made.answer(0, 1, Answer()))
+    now(made.begun())
+
+
+class Group:
+    """What an inbox keeps in being: dies `deaths` times, and `heard` is called before each."""
+
+    def __init__(self, deaths: int, heard: list[object]) -> None:
+        self.deaths, self.heard = deaths, heard
+
+    def fit(self, inbox: object) -> None:
+        self.heard.append(inbox)
+        if len(self.heard) <= self.deaths:
+            raise RuntimeError("its controller died")
+
+
+@pytest.mark.parametrize(
+    ("deaths", "why"), [(0, "it stopped"), (TRIES - 1, "it stopped"), (TRIES, "RuntimeError: its controller died")]
+)
+def test_a_group_whose_controller_dies_is_made_again(deaths: int, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.get_runtime_context", lambda: type("Context", (), {"current_actor": "me"}))
+    group = Group(deaths, [])
+    made = Inbox(1, group, clock_ns=lambda: 0)  # type: ignore[arg-type]  # one that dies at will
+    for _ in range(500):
+        if now(made.ended()) is not None:
+            break
+        time.sleep(0.01)
+    assert now(made.ended()) == why and group.heard == ["me"] * min(deaths + 1, TRIES)
