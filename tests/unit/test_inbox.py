@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import pytest
 
-from rlhf_ray.actors.inbox import BEGIN, TRIES, Answer, Begin, Command, Inbox, Start
+from rlhf_ray.actors.inbox import BEGIN, TRIES, Answer, Begin, Command, Inbox, Start, _serve
 from rlhf_ray.errors import LostError
 
 T = TypeVar("T")
@@ -175,26 +177,117 @@ def test_it_says_when_all_ranks_have_begun() -> None:
 
 
 class Group:
-    """What an inbox keeps in being: dies `deaths` times, and `heard` is called before each."""
+    """What an inbox keeps in being. Its controller dies `deaths` times; `between` is called before each death."""
 
-    def __init__(self, deaths: int, heard: list[object]) -> None:
-        self.deaths, self.heard = deaths, heard
+    def __init__(self, deaths: int, between: Callable[[], None] = lambda: None) -> None:
+        self.deaths, self.between = deaths, between
+        self.heard: list[object] = []
 
     def fit(self, inbox: object) -> None:
+        """The whole life of a group of Ray Train."""
         self.heard.append(inbox)
         if len(self.heard) <= self.deaths:
+            self.between()
             raise RuntimeError("its controller died")
+
+
+def keeping(group: Group, monkeypatch: pytest.MonkeyPatch) -> Inbox:
+    """An inbox of one rank, in no actor."""
+    monkeypatch.setattr("ray.get_runtime_context", lambda: type("Context", (), {"current_actor": "me"}))
+    return Inbox(1, group, clock_ns=lambda: 0)  # type: ignore[arg-type]  # a group that dies at will
+
+
+def end(made: Inbox) -> str | None:
+    """Why its group is over, once it is."""
+    limit = time.monotonic() + 10
+    while (why := now(made.ended())) is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    return why
 
 
 @pytest.mark.parametrize(
     ("deaths", "why"), [(0, "it stopped"), (TRIES - 1, "it stopped"), (TRIES, "RuntimeError: its controller died")]
 )
 def test_a_group_whose_controller_dies_is_made_again(deaths: int, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray.get_runtime_context", lambda: type("Context", (), {"current_actor": "me"}))
-    group = Group(deaths, [])
-    made = Inbox(1, group, clock_ns=lambda: 0)  # type: ignore[arg-type]  # one that dies at will
-    for _ in range(500):
-        if now(made.ended()) is not None:
-            break
-        time.sleep(0.01)
-    assert now(made.ended()) == why and group.heard == ["me"] * min(deaths + 1, TRIES)
+    group = Group(deaths)
+    assert end(keeping(group, monkeypatch)) == why and group.heard == ["me"] * min(deaths + 1, TRIES)
+
+
+def test_only_deaths_in_turn_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that has answered is as good as new."""
+    died, goes_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def between() -> None:
+        died.release()
+        assert goes_on.acquire(timeout=10)
+
+    group = Group(2 * TRIES, between)
+    made = keeping(group, monkeypatch)
+    for number in range(2 * TRIES):
+        assert died.acquire(timeout=10)
+        now(made.post(ASK))
+        answer(made, number, "x")
+        goes_on.release()
+    assert end(made) == "it stopped" and len(group.heard) == 2 * TRIES + 1
+
+
+class Remote:
+    """An inbox as a rank sees it, with `ray.get` out of the way."""
+
+    def __init__(self, made: Inbox) -> None:
+        self._made = made
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *arguments: now(getattr(self._made, name)(*arguments)))
+
+
+@pytest.fixture
+def rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[Inbox], None]:
+    """Lives the life of rank 0 of an inbox, until it ends or waits."""
+    import ray.train
+
+    context = SimpleNamespace(get_world_rank=lambda: 0)
+    monkeypatch.setattr("ray.get", lambda value: value)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(current_actor="rank 0"))
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    return lambda made: _serve(Remote(made))
+
+
+class Learner:
+    """Counts."""
+
+    def __init__(self, state: Path | None) -> None:
+        self.total = 0
+
+    def update(self, amount: int) -> int:
+        """The sum of what came."""
+        self.total += amount
+        return self.total
+
+
+LEARNER = Command(BEGIN, (Begin(Learner, {}, None),), mutates=True)
+
+
+def test_a_rank_does_what_is_sent_until_it_is_told_to_stop(rank: Callable[[Inbox], None]) -> None:
+    made = Inbox(1, clock_ns=lambda: 0)
+    for command in (LEARNER, Command("update", (2,), mutates=True), Command("update", (3,), mutates=True), None):
+        now(made.post(command))
+    rank(made)
+    assert [answered.value for index in (1, 2) for answered in now(made.wait(index, 0.01)) or []] == [2, 5]
+
+
+def test_a_rank_ends_at_a_command_that_was_taken_back(rank: Callable[[Inbox], None]) -> None:
+    """Another rank may have begun it, and wait in a collective: only an end of both helps. The next group goes on."""
+    made = Inbox(2, clock_ns=lambda: 0)
+    for command in (LEARNER, Command("update", (2,), mutates=True)):
+        now(made.post(command))
+    for index in (0, 1):
+        now(made.answer(index, 1, Answer()))
+    for command in (LEARNER, Command("update", (3,), mutates=True), None):
+        now(made.post(command))
+    begins, made._start = made._start, Start(None, 0)  # this one had joined before, and is late
+    with pytest.raises(RuntimeError, match="'begin' was taken back"):
+        rank(made)
+    made._start = begins
+    rank(made)
+    assert begins == Start(None, 2) and now(made.missing(3)) == [1]
