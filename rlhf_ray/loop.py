@@ -1,6 +1,6 @@
 """The online loop on one screen: prompt -> rollout -> reward -> advantage -> update -> weight push -> commit.
 
-It knows ports only (`ports.py`). What a step cost is in `metrics.jsonl`; where it ran is decided in `cluster.py`.
+It knows ports only (`ports.py`). What a step cost is in `metrics.jsonl`; where it ran is decided in `actors/build.py`.
 """
 
 from __future__ import annotations
