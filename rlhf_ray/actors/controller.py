@@ -132,13 +132,13 @@ class Controller:
         for note in notes:
             self._journal.event("data", note)
         rollout, reference, reward = make_pools(config, self._shared.actors, self._shared.owner(run_dir))
+        self._watch = Watch(
+            [rollout, reference, reward], list(self._groups.values()), partial(self._journal.event, "hung")
+        )
         for pool in (reference, reward, rollout):
             pool.tell = partial(self._journal.event, "revived")
             pool.all("ping")
             pool.busy()  # of others
-        self._watch = Watch(
-            [rollout, reference, reward], list(self._groups.values()), partial(self._journal.event, "hung")
-        )
         alone = config.placement.mode == "separate" and config.rollout.gpus >= 1
         weights = WeightBroadcast(policy, rollout, "nccl" if alone else "gloo")
         if self._shared.lease is not None:

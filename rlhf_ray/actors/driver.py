@@ -19,7 +19,6 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from rlhf_ray.actors.build import end_actors, make_actors, make_groups
 from rlhf_ray.actors.controller import Folders, make_controller
 from rlhf_ray.actors.group import InboxLost
-from rlhf_ray.actors.inbox import TRIES
 from rlhf_ray.actors.shared import Shared
 from rlhf_ray.config import RunConfig
 from rlhf_ray.errors import LostError, RunError, UserError
@@ -31,6 +30,8 @@ _POLL_S = 0.5
 _SILENT_S = 30.0
 """A controller answers from threads of its own, also while it computes."""
 _END_S = 10.0
+LOSSES = 5
+"""So many controllers may be lost in turn, without a commit in between. Then all processes are started anew."""
 
 
 def run_online(config: RunConfig, folders: Folders, run_dir: Path, threads: int) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class _Controllers:
         self._stopping, self._seen = False, 0
 
     def run(self) -> dict[str, Any]:
-        """The summary. `LostError` after `TRIES` losses without a commit in between."""
+        """The summary. `LostError` after `LOSSES` losses without a commit in between."""
         losses, newest = 0, self._newest_commit()
         for number in itertools.count():
             controller = self._make(number)
@@ -85,8 +86,8 @@ class _Controllers:
             except _ControllerLost as error:
                 before, newest = newest, self._newest_commit()
                 losses = losses + 1 if newest == before else 1
-                if losses == TRIES:
-                    raise LostError(f"{error}, {TRIES} times without a commit in between") from error
+                if losses == LOSSES:
+                    raise LostError(f"{error}, {LOSSES} times without a commit in between") from error
                 self._note(f"{error}. Another controller goes on at the newest commit: nothing was lost.")
             finally:
                 ray.kill(controller)

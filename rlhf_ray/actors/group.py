@@ -133,6 +133,10 @@ class LearnerGroup:
         found: dict[int, Any] = self._get(self.inbox.workers.remote(), timeout_s)
         return found
 
+    def train_controller(self, timeout_s: float) -> Any:
+        """Ray Train's controller, an actor, or None. `GetTimeoutError` if the inbox does not answer in time."""
+        return self._get(self.inbox.train_controller.remote(), timeout_s)
+
     def busy(self) -> Busy:
         """What the slowest rank computed since the last call."""
         found, self._busy = self._busy, Busy(0.0, [])

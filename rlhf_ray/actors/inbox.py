@@ -94,6 +94,7 @@ class Inbox:
         self._joins = 0
         self._joins_in_vain = self._ends_in_vain = 0
         self._workers: dict[int, Any] = {}
+        self._train_controller: Any = None
         self._ended: str | None = None
         if group is not None:
             myself = ray.get_runtime_context().current_actor
@@ -134,6 +135,14 @@ class Inbox:
     async def workers(self) -> dict[int, Any]:
         """The ranks' actors."""
         return self._workers
+
+    async def controlled_by(self, train_controller: Any) -> None:
+        """Ray Train's controller, an actor, introduces itself."""
+        self._train_controller = train_controller
+
+    async def train_controller(self) -> Any:
+        """The one that controls the group, if it has introduced itself."""
+        return self._train_controller
 
     async def incarnation(self) -> int:
         """Grows when Ray Train rebuilds the group: how many ranks have ever joined, on top of when the first could."""

@@ -1,10 +1,11 @@
-"""An actor that does not answer is killed: so a hang becomes a death, and deaths are survived."""
+"""An actor that does not answer any more is killed: so a hang becomes a death, and deaths are survived."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -15,9 +16,21 @@ from rlhf_ray.actors.living import stacks
 from rlhf_ray.actors.pools import HEALTH, Pool
 
 HUNG_S = 15.0
-"""So long an actor may be silent. It answers from a thread of its own, also while it computes."""
+"""So long an actor may be silent that has answered before. It does so from a thread of its own, while it computes."""
+HUNG_TRAIN_S = 90.0
+"""Ray Train's controller does nothing else while it places and starts a group."""
 _EVERY_S = 1.0
 _STACKS_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An actor, how it is asked, and how long it may be silent."""
+
+    name: str
+    actor: Any
+    ask: Callable[[], Any]
+    patience_s: float = HUNG_S
 
 
 class Watch:
@@ -52,34 +65,44 @@ class Watch:
         self._over.set()
 
     def _watch(self) -> None:
-        asked: dict[Any, tuple[str, Any, float]] = {}
+        asked: dict[Any, tuple[Member, float]] = {}
+        known: set[Any] = set()
         while not self._over.wait(_EVERY_S):
-            under_way = {name for name, _, _ in asked.values()}
-            for name, actor, ask in self._members():
-                if name not in under_way:
-                    asked[ask()] = name, actor, time.monotonic()
+            under_way = {member.actor for member, _ in asked.values()}
+            for member in self._members():
+                if member.actor not in under_way:
+                    asked[member.ask()] = member, time.monotonic()
             answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_EVERY_S)
             for reference in answered:  # that one is dead is for its callers to notice
-                del asked[reference]
+                known.add(asked.pop(reference)[0].actor)
             for reference in silent:
-                name, actor, since = asked[reference]
-                if time.monotonic() - since > HUNG_S:
+                member, since = asked[reference]
+                # One that has never answered may be loading its model.
+                if member.actor in known and time.monotonic() - since > member.patience_s:
                     del asked[reference]
-                    self._tell(f"{name} did not answer for {HUNG_S:.0f} s and was killed.")
-                    ray.kill(actor, no_restart=False)
+                    self._tell(f"{member.name} did not answer for {member.patience_s:.0f} s and was killed.")
+                    ray.kill(member.actor, no_restart=False)
 
-    def _members(self) -> list[tuple[str, Any, Callable[[], Any]]]:
-        """Names, actors, and how they are asked."""
-        found: list[tuple[str, Any, Callable[[], Any]]] = []
+    def _members(self) -> list[Member]:
+        found: list[Member] = []
         for pool in self._pools:
             for i, actor in enumerate(pool.actors):
-                found.append((f"{pool.role}-{i}", actor, actor.alive.options(concurrency_group=HEALTH).remote))
+                found.append(Member(f"{pool.role}-{i}", actor, actor.alive.options(concurrency_group=HEALTH).remote))
         for group in self._groups:
-            found.append((f"the inbox of {group.role}", group.inbox, group.inbox.incarnation.remote))
+            found.append(Member(f"the inbox of {group.role}", group.inbox, group.inbox.incarnation.remote))
             for rank, worker in _ranks(group).items():
-                ready: Any = worker.__ray_ready__
-                found.append((f"rank {rank} of {group.role}", worker, ready.remote))
+                found.append(Member(f"rank {rank} of {group.role}", worker, worker.__ray_ready__.remote))
+            if (controller := _train_controller(group)) is not None:
+                name = f"Ray Train's controller of {group.role}"
+                found.append(Member(name, controller, controller.__ray_ready__.remote, HUNG_TRAIN_S))
         return found
+
+
+def _train_controller(group: LearnerGroup) -> Any:
+    try:
+        return group.train_controller(_EVERY_S)
+    except (GetTimeoutError, InboxLost):
+        return None
 
 
 def _ranks(group: LearnerGroup) -> dict[int, Any]:

@@ -32,6 +32,7 @@ class WorkerGroup:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         from rlhf_ray.actors.inbox import train_loop
+        from rlhf_ray.actors.introduction import Introduction
 
         config = self.config
         trainer = TorchTrainer(
@@ -48,6 +49,7 @@ class WorkerGroup:
                 name=f"{self.role}-{time.time_ns()}",
                 storage_path=str(self.storage),
                 failure_config=FailureConfig(max_failures=-1),  # the inbox says when it is enough
+                callbacks=[Introduction(inbox)],  # type: ignore[list-item]  # the stub knows those of Tune only
                 worker_runtime_env={"env_vars": {**self.environment, **tags(self.name, f"{self.role} rank")}},
             ),
         )

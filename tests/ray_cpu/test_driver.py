@@ -14,8 +14,7 @@ import pytest
 import ray
 
 from rlhf_ray.actors import driver
-from rlhf_ray.actors.driver import _Controllers
-from rlhf_ray.actors.inbox import TRIES
+from rlhf_ray.actors.driver import LOSSES, _Controllers
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import PlacementConfig
 from rlhf_ray.errors import LostError, RunError
@@ -75,13 +74,13 @@ def test_a_controller_that_hangs_is_replaced(run: Run, tmp_path: Path, monkeypat
 
 def test_losses_in_turn_are_given_up(run: Run, tmp_path: Path) -> None:
     """The driver's supervisor takes it from there."""
-    with pytest.raises(LostError, match=f"The controller died, {TRIES} times without a commit in between"):
-        run(*["dies"] * TRIES, "finishes")
-    assert len(_sentences(tmp_path)) == TRIES - 1
+    with pytest.raises(LostError, match=f"The controller died, {LOSSES} times without a commit in between"):
+        run(*["dies"] * LOSSES, "finishes")
+    assert len(_sentences(tmp_path)) == LOSSES - 1
 
 
 def test_losses_with_commits_in_between_are_not(run: Run) -> None:
-    assert run("dies", *["commits_and_dies"] * TRIES, "dies", "finishes") == {"number": TRIES + 2}
+    assert run("dies", *["commits_and_dies"] * LOSSES, "dies", "finishes") == {"number": LOSSES + 2}
 
 
 def test_a_fault_is_no_loss(run: Run, tmp_path: Path) -> None:
