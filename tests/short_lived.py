@@ -1,10 +1,11 @@
-"""A controller without a run, which dies or comes to an end as it is told."""
+"""Actors that die, hang or come to an end as they are told."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rlhf_ray.errors import StallError
 
 
 class Short:
-    """`does` names what comes of it: one of the private methods."""
+    """A controller without a run. `does` names what comes of it: one of the private methods."""
 
     def __init__(self, does: str, run_dir: Path, number: int) -> None:
         self._does, self._run_dir, self._number = does, run_dir, number
@@ -57,3 +58,29 @@ class Short:
 
     def _waits_for_stop(self) -> None:
         assert self._stopping.wait(30)
+
+
+class Sleeper:
+    """Takes its time to load, then answers, until it is stopped."""
+
+    def __init__(self, loads_s: float) -> None:
+        time.sleep(loads_s)
+
+    def alive(self) -> str:
+        """As any actor of a pool."""
+        return "yes"
+
+    def ping(self) -> None:
+        """As any actor of a pool."""
+
+    def incarnation(self) -> int:
+        """As an inbox."""
+        return 0
+
+    def pid(self) -> int:
+        """Of its process."""
+        return os.getpid()
+
+    def stop(self) -> None:
+        """The whole process, as SIGSTOP does."""
+        os.kill(os.getpid(), signal.SIGSTOP)

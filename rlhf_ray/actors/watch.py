@@ -30,7 +30,7 @@ class Member:
     name: str
     actor: Any
     ask: Callable[[], Any]
-    patience_s: float = HUNG_S
+    patience_s: float
 
 
 class Watch:
@@ -87,11 +87,12 @@ class Watch:
         found: list[Member] = []
         for pool in self._pools:
             for i, actor in enumerate(pool.actors):
-                found.append(Member(f"{pool.role}-{i}", actor, actor.alive.options(concurrency_group=HEALTH).remote))
+                alive = actor.alive.options(concurrency_group=HEALTH).remote
+                found.append(Member(f"{pool.role}-{i}", actor, alive, HUNG_S))
         for group in self._groups:
-            found.append(Member(f"the inbox of {group.role}", group.inbox, group.inbox.incarnation.remote))
+            found.append(Member(f"the inbox of {group.role}", group.inbox, group.inbox.incarnation.remote, HUNG_S))
             for rank, worker in _ranks(group).items():
-                found.append(Member(f"rank {rank} of {group.role}", worker, worker.__ray_ready__.remote))
+                found.append(Member(f"rank {rank} of {group.role}", worker, worker.__ray_ready__.remote, HUNG_S))
             if (controller := _train_controller(group)) is not None:
                 name = f"Ray Train's controller of {group.role}"
                 found.append(Member(name, controller, controller.__ray_ready__.remote, HUNG_TRAIN_S))

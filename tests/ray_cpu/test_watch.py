@@ -1,0 +1,90 @@
+"""Who is killed for not answering: those that have answered before, and nobody who still loads a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from rlhf_ray.actors import watch
+from rlhf_ray.actors.group import InboxLost
+from rlhf_ray.actors.pools import HEALTH, Pool
+from rlhf_ray.actors.watch import Watch
+from rlhf_ray.cluster import connected
+from rlhf_ray.config import PlacementConfig
+from tests.short_lived import Sleeper
+
+HUNG_S = 3.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    with connected(PlacementConfig(), cpus=2):
+        yield
+
+
+Watching = Callable[..., list[str]]
+
+
+@pytest.fixture
+def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watching]:
+    """Begins to watch, and gives what is said."""
+    monkeypatch.setattr(watch, "HUNG_S", HUNG_S)
+    monkeypatch.setattr(watch, "HUNG_TRAIN_S", HUNG_S)
+    begun: list[Watch] = []
+
+    def begin(pools: list[Pool], groups: list[Any]) -> list[str]:
+        said: list[str] = []
+        begun.append(Watch(pools, groups, said.append))
+        return said
+
+    yield begin
+    for one in begun:
+        one.stop()
+
+
+def _sleeper(loads_s: float) -> Any:
+    kind: Any = ray.remote(concurrency_groups={HEALTH: 1})(Sleeper)  # type: ignore[call-overload]  # the stubs lack it
+    return kind.options(num_cpus=0, max_restarts=-1).remote(loads_s)
+
+
+def _await(what: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 40
+    while not what():
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+
+def test_one_that_loads_is_left_alone_and_one_that_hangs_is_started_again(watching: Watching) -> None:
+    actor = _sleeper(3 * HUNG_S)
+    said = watching([Pool("rollout", [actor], 60.0)], [])
+    first = ray.get(actor.pid.remote(), timeout=60)
+    assert said == []
+    time.sleep(3)  # it has been asked, and has answered
+    actor.stop.remote()
+    _await(lambda: bool(said))
+    assert said == ["rollout-0 did not answer for 3 s and was killed."]
+    pool = Pool("rollout", [actor], 60.0)
+    assert pool.answer(pool.call(0, "pid")) != first
+
+
+def test_so_is_the_controller_of_ray_train(watching: Watching) -> None:
+    """One that has not introduced itself, or whose inbox is dead, is unknown."""
+    inbox, controller = _sleeper(0.0), _sleeper(0.0)
+
+    def lost(timeout_s: float) -> Any:
+        raise InboxLost("the inbox of critic died")
+
+    known = SimpleNamespace(role="policy", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: controller)
+    unknown = SimpleNamespace(role="value", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: None)
+    dead = SimpleNamespace(role="critic", inbox=inbox, workers=lost, train_controller=lost)
+    said = watching([], [known, unknown, dead])
+    ray.get(controller.pid.remote(), timeout=60)
+    time.sleep(3)
+    controller.stop.remote()
+    _await(lambda: bool(said))
+    assert said == ["Ray Train's controller of policy did not answer for 3 s and was killed."]
