@@ -44,6 +44,7 @@ class Short:
         os._exit(1)
 
     def _hangs(self) -> None:
+        time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGSTOP)
 
     def _loses_an_inbox(self) -> None:

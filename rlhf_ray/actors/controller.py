@@ -215,7 +215,7 @@ def make_controller(
     config: RunConfig, folders: Folders, run_dir: Path, groups: dict[str, LearnerGroup], shared: Shared, number: int
 ) -> Any:
     """A handle to the actor; `number` tells it from those before it."""
-    name = f"controller:{run_dir.name}:{number}"
+    name = f"controller-{number}:{run_dir.name}"
     return (
         ray.remote(Controller)
         .options(**beside_us(name, tags(run_dir.name, "controller")), max_concurrency=4)

@@ -87,7 +87,7 @@ def run(folder: Path, cluster: None) -> tuple[Path, set[str]]:
 
 def test_there_is_no_critic_anywhere(run: tuple[Path, set[str]]) -> None:
     path, actors = run
-    assert {"controller", "policy", "reference-0", "reward-0", "rollout-0"} <= actors and "critic" not in actors
+    assert {"controller-0", "policy", "reference-0", "reward-0", "rollout-0"} <= actors and "critic" not in actors
     assert not [name for line in _lines(path) for name in line if "critic" in name]
     for commit in (path / "checkpoints").glob("step-*"):
         assert verify(commit) == [] and [part.name for part in (commit / "state").iterdir()] == ["policy"]

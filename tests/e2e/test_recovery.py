@@ -120,7 +120,7 @@ def _kill(kills: list[Kill], dead: list[Kill]) -> None:
     controller, seen, deadline = None, 0, time.monotonic() + PATIENCE_S
     while controller is None and time.monotonic() < deadline:
         try:
-            controller = ray.get_actor("controller:killed:0")
+            controller = ray.get_actor("controller-0:killed")
         except ValueError:
             time.sleep(0.1)
     for kill in kills:

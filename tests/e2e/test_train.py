@@ -27,7 +27,7 @@ from rlhf_ray.rundir.rollout_table import read_rollouts
 from tests.builders import run_config
 
 TOPICS = ("sun", "moon", "tree", "house", "cat", "dog", "book", "story", "city", "year", "good", "bad")
-ROLES = ("controller", "policy", "critic", "reference-0", "reward-0", "rollout-0")
+ROLES = ("controller-0", "policy", "critic", "reference-0", "reward-0", "rollout-0")
 ROLLOUTS = 8
 OVERRIDES = ("policy.num_workers=2", "policy.deepspeed.zero_stage=2")
 
