@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from rlhf_ray.accounting import StepClock, in_order, quarantine_note, rollout_metrics
 from rlhf_ray.config import RunConfig
@@ -66,6 +65,7 @@ def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: i
         if step % config.train.checkpoint_every == 0 or step == config.train.num_steps or stopping:
             with clock("commit"):
                 commit(roles, progress, algorithm)
+    roles.journal.settle()
 
 
 def estimated(roles: Roles, batch: Batch) -> Batch:
@@ -78,21 +78,14 @@ def estimated(roles: Roles, batch: Batch) -> Batch:
 
 
 def commit(roles: Roles, progress: Progress, algorithm: Algorithm) -> None:
-    """Everything that a resumed run needs, in one atomic directory."""
-
-    def save(folder: Path) -> None:
-        for learner in roles.learners:
-            learner.save(folder)
-
+    """Everything that a resumed run needs, in one atomic directory, which is written beside the next step."""
     state: State = {
         "step": progress.step,
         "version": progress.version,
         "prompts": roles.prompts.state_dict(),
         "algorithm": algorithm.state_dict(),
     }
-    path = roles.journal.commit(progress.step, state, save)
-    for learner in roles.learners:
-        learner.committed(path)
+    roles.journal.commit_beside(progress.step, state, roles.save, roles.committed)
 
 
 def restore(roles: Roles, algorithm: Algorithm, state: Mapping[str, object]) -> Progress:

@@ -173,7 +173,7 @@ class PolicyOptimizationPipeline:
     def save(self, folder: str | Path) -> Path:
         """Writes the policy, adapters merged, with its tokenizer; returns the folder."""
         with tempfile.TemporaryDirectory() as holder:
-            self._local.learner.save(Path(holder))
+            self._local.learner.save(Path(holder)).result()
             return Path(shutil.copytree(Path(holder) / "policy", folder))
 
     def _prompts(self, prompts: Sequence[PromptLike]) -> list[Prompt]:

@@ -17,6 +17,9 @@ from rlhf_ray.types import Batch, Prompt, Rollout
 
 Metrics = dict[str, float]
 State = dict[str, object]
+Written = Callable[[], None]
+"""Waits until all is on disk that was to be written."""
+Save = Callable[[Path], Written]
 T = TypeVar("T")
 Span = tuple[float, float]
 """Begin and end, in seconds since the epoch."""
@@ -62,7 +65,9 @@ class ReferencePort(Protocol):
 class LearnerPort(Protocol):
     """What policy and critic share: they write themselves into a checkpoint, and start from it once it is committed."""
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> Written:
+        """Writes the state as it is now, beside what is asked next."""
+
     def committed(self, path: Path) -> None: ...
 
 
@@ -110,9 +115,12 @@ class Journal(Protocol):
     def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None: ...
     def spans(self, step: int, lanes: Mapping[str, Sequence[Span]]) -> None: ...
     def event(self, kind: str, sentence: str, **details: object) -> None: ...
-    def commit(self, step: int, state: State, save: Callable[[Path], None]) -> Path:
-        """Makes `checkpoints/step-N` durable in one atomic move; `save(folder)` writes the models' files.
-        Returns its path."""
+    def commit_beside(self, step: int, state: State, save: Save, committed: Callable[[Path], None]) -> None:
+        """Makes `checkpoints/step-N` durable in one atomic move, beside the steps that follow. `save(folder)` begins to
+        write the models' files and gives a call that waits for them; `committed(path)` is called at the end."""
+
+    def settle(self) -> None:
+        """Waits for the commit that is under way, if one is; an error if it failed."""
 
 
 class Together(Protocol):
@@ -146,3 +154,18 @@ class Roles:
     def learners(self) -> list[LearnerPort]:
         """The roles with state to keep."""
         return [self.policy] if self.critic is None else [self.policy, self.critic]
+
+    def save(self, folder: Path) -> Written:
+        """All learners write themselves."""
+        waits = [learner.save(folder) for learner in self.learners]
+
+        def written() -> None:
+            for wait in waits:
+                wait()
+
+        return written
+
+    def committed(self, path: Path) -> None:
+        """All learners start from it."""
+        for learner in self.learners:
+            learner.committed(path)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_ray import metrics as names
 from rlhf_ray.data.prompts import ShuffledPrompts
-from rlhf_ray.ports import Busy, Metrics, Roles, Span, State
+from rlhf_ray.ports import Busy, Metrics, Roles, Save, Span, State, Written
 from rlhf_ray.types import Batch, Message, Prompt, Rollout, Score
 
 T = TypeVar("T")
@@ -112,8 +112,9 @@ class FakePolicy:
         self.kl_coefs.append(kl_coef)
         return {names.POLICY_LOSS: 0.5, names.FIRST_RATIO: 0.0}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Written:
         self.events.append("policy.save")
+        return lambda: self.events.append("policy.saved")
 
     def committed(self, path: Path) -> None:
         self.events.append(f"policy.committed {path.name}")
@@ -135,8 +136,9 @@ class FakeCritic:
         self.batches.append(batch)
         return {names.CRITIC_LOSS: 0.25}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Written:
         self.events.append("critic.save")
+        return lambda: self.events.append("critic.saved")
 
     def committed(self, path: Path) -> None:
         self.events.append(f"critic.committed {path.name}")
@@ -153,6 +155,9 @@ class FakeJournal:
     phases: list[tuple[int, str]] = field(default_factory=list)
     states: dict[int, State] = field(default_factory=dict)
     lanes: dict[int, Mapping[str, Sequence[Span]]] = field(default_factory=dict)
+    late: bool = False
+    """A commit is there as late as can be: when the next one begins, or at the end. Else at once."""
+    unsettled: Callable[[], None] | None = None
 
     def metrics(self, step: int, metrics: Metrics) -> None:
         self.events.append(f"metrics {step}")
@@ -170,11 +175,24 @@ class FakeJournal:
     def event(self, kind: str, sentence: str, **details: object) -> None:
         self.said.append((kind, sentence))
 
-    def commit(self, step: int, state: State, save: Callable[[Path], None]) -> Path:
+    def commit_beside(self, step: int, state: State, save: Save, committed: Callable[[Path], None]) -> None:
+        self.settle()
         self.events.append(f"commit {step}")
-        save(Path("unused"))
+        written = save(Path("unused"))
         self.states[step] = state
-        return Path(f"step-{step}")
+
+        def finish() -> None:
+            written()
+            committed(Path(f"step-{step}"))
+
+        self.unsettled = finish
+        if not self.late:
+            self.settle()
+
+    def settle(self) -> None:
+        finish, self.unsettled = self.unsettled, None
+        if finish is not None:
+            finish()
 
 
 @dataclass

@@ -17,7 +17,7 @@ from rlhf_ray.actors.inbox import BEGIN, Answer, Begin, Command, Inbox
 from rlhf_ray.actors.worker_group import WorkerGroup
 from rlhf_ray.data.batching import rows_together
 from rlhf_ray.errors import LostError, RunError, StallError
-from rlhf_ray.ports import Busy, Metrics
+from rlhf_ray.ports import Busy, Metrics, Written
 from rlhf_ray.tags import tags
 from rlhf_ray.types import Batch
 
@@ -142,10 +142,14 @@ class LearnerGroup:
         found, self._busy = self._busy, Busy(0.0, [])
         return found
 
-    def save(self, folder: Path) -> None:
-        """Every rank writes what it has of the learner's state."""
-        self._saved = self.post("save", folder)
-        self.collect(self._saved, "save")
+    def save(self, folder: Path) -> Written:
+        """Every rank writes what it has of the learner's state, beside what it is asked next."""
+        saved = self._saved = self.post("save", folder)
+
+        def written() -> None:
+            self.collect(saved, "save")
+
+        return written
 
     def committed(self, path: Path) -> None:
         """A rebuilt group starts from now on from the checkpoint at `path`, in which is what was saved last."""
@@ -195,11 +199,10 @@ class PolicyClient:
         metrics: Metrics = self.group.call("update", ray.put(batch), step, kl_coef, mutates=True)[0]
         return metrics
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Written:
         """`policy/` in Hugging Face layout and `state/policy/` to resume from."""
-        self.group.save(folder)
-        _arrived(folder / "policy" / "config.json")
-        _arrived(folder / "state" / "policy" / "optimizer.json")
+        files = (folder / "policy" / "config.json", folder / "state" / "policy" / "optimizer.json")
+        return _arriving(self.group.save(folder), *files)
 
     def committed(self, path: Path) -> None:
         """A rebuilt group starts from the checkpoint at `path`."""
@@ -221,16 +224,24 @@ class CriticClient:
         metrics: Metrics = self.group.call("update", ray.put(batch), step, mutates=True)[0]
         return metrics
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Written:
         """`state/critic/` to resume from."""
-        self.group.save(folder)
-        _arrived(folder / "state" / "critic" / "optimizer.json")
+        return _arriving(self.group.save(folder), folder / "state" / "critic" / "optimizer.json")
 
     def committed(self, path: Path) -> None:
         """A rebuilt group starts from the checkpoint at `path`."""
         self.group.committed(path)
 
 
-def _arrived(file: Path) -> None:
-    if not file.is_file():
-        raise RunError(f"{file} did not arrive: the run directory must be on a file system that all nodes share")
+def _arriving(written: Written, *files: Path) -> Written:
+    """As `written`, and checks that the ranks' `files` are here."""
+
+    def wait() -> None:
+        written()
+        for file in files:
+            if not file.is_file():
+                raise RunError(
+                    f"{file} did not arrive: the run directory must be on a file system that all nodes share"
+                )
+
+    return wait

@@ -1,17 +1,14 @@
-"""How a Ray Train worker group becomes a persistent learner: its workers take commands from an inbox.
+"""How a Ray Train worker group becomes a persistent learner: its workers take commands from an inbox (`rank.py`).
 
-`train_loop` executes one command after another, on every rank in the same order; the first builds the learner. When
-Ray Train rebuilds a group after a death, the new ranks load the last committed state and replay what changed it since
-(`Command.mutates`); the caller just sees a slow answer. The inbox keeps its group in being, whoever calls.
+When Ray Train rebuilds a group after a death, the new ranks load the last committed state and replay what changed it
+since (`Command.mutates`); the caller just sees a slow answer. The inbox keeps its group in being, whoever calls.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -228,58 +225,3 @@ class Inbox:
         for number, command in enumerate(self._commands[:before]):
             if command is not None and not command.forgotten:
                 self._commands[number] = replace(command, arguments=(), forgotten=True)
-
-
-def train_loop(arguments: dict[str, Any]) -> None:
-    """Ray Train's `train_loop_per_worker`: executes commands until told to stop. `arguments` has the `inbox`, a handle
-    without a static type, and the CPU `threads` of a rank.
-    """
-    import torch
-
-    torch.set_num_threads(arguments["threads"])
-    _serve(arguments["inbox"])
-
-
-def _serve(inbox: Any) -> None:
-    import ray.train  # takes a second, which an inbox need not
-
-    rank = ray.train.get_context().get_world_rank()
-    start: Start = ray.get(inbox.join.remote(rank, ray.get_runtime_context().current_actor))
-    learner = start.begin.build() if start.begin is not None else None
-    index = start.index
-    while True:
-        command, answered = ray.get(inbox.take.remote(index))
-        if command is None:
-            return
-        if command.forgotten and not answered:  # others may have begun it, and wait for this rank in a collective
-            raise RuntimeError(f"'{command.name}' was taken back: another controller has begun")
-        if command.name == BEGIN and not command.forgotten:
-            learner = None
-            gc.collect()  # two models at once may not fit
-            learner, answer = _begin(command.arguments[0])
-            ray.get(inbox.answer.remote(index, rank, answer))
-        elif not command.forgotten and (command.mutates or not answered):
-            ray.get(inbox.answer.remote(index, rank, _execute(learner, command)))
-        index += 1
-
-
-def _begin(begin: Begin) -> tuple[Any, Answer]:
-    try:
-        return begin.build(), Answer()
-    except Exception as error:  # the caller decides what becomes of a group whose learner cannot be built
-        return None, Answer(error=_describe(error))
-
-
-def _execute(learner: object, command: Command) -> Answer:
-    arguments = [ray.get(a) if isinstance(a, ray.ObjectRef) else a for a in command.arguments]
-    began = time.monotonic()
-    try:
-        value = getattr(learner, command.name)(*arguments)
-        return Answer(value=value, seconds=time.monotonic() - began, ended=time.time())
-    except Exception as error:  # the fault-tolerance seam: the error travels to the caller, the learner lives on
-        return Answer(error=_describe(error))
-
-
-def _describe(error: Exception) -> str:
-    trace = "".join(traceback.format_exception(error)[-3:])
-    return f"{type(error).__name__}: {error}\n{trace}"

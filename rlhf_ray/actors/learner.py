@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from rlhf_ray.algorithms.report import LossReport
 from rlhf_ray.algorithms.trpo import TRPO
 from rlhf_ray.config import LearnerConfig, RunConfig
 from rlhf_ray.models.causal_lm import CausalLM, add_lora, load_causal_lm
-from rlhf_ray.models.checkpoint import load_state, model_card, save_policy, save_state
+from rlhf_ray.models.checkpoint import copied_state, load_state, model_card, save_policy
 from rlhf_ray.models.device import compute_dtype, device
 from rlhf_ray.models.engine import Engine
 from rlhf_ray.models.value import load_value_model
@@ -38,6 +39,7 @@ class _Learner:
         self, config: RunConfig, learner: LearnerConfig, module: torch.nn.Module, run_dir: Path, state: Path | None
     ) -> None:
         self.config, self.run_dir = config, run_dir
+        self.beside = ThreadPoolExecutor(1, thread_name_prefix="save")
         self.rank = dist.get_rank()
         self.algorithm = config.algorithm.make()
         self.engine = Engine(module.to(device()), learner, compute_dtype(config.model.dtype))
@@ -121,18 +123,23 @@ class PolicyLearner(_Learner):
 
         return self.train(batch, step, loss)
 
-    def save(self, folder: Path) -> None:
-        """`policy/` (merged, Hugging Face layout) and `state/policy/`, written by rank 0."""
+    def save(self, folder: Path) -> Future[None]:
+        """`policy/` (merged, Hugging Face layout) and `state/policy/`, written by rank 0 beside what it does next."""
         tensors: dict[str, Tensor] = {}
         for bucket, parts in self._export:
             if self.rank == 0:
-                # Clones: under ZeRO-3 the gathered tensors are freed with the bucket.
-                tensors |= {spec.name: part.cpu().clone() for spec, part in zip(bucket.specs, parts, strict=True)}
-        if self.rank == 0:
-            method = self.config.algorithm.type.replace("_", "-")
-            card = model_card(self.config.name, self.config.model.path, method, self._step)
-            save_policy(folder / "policy", self.folder, tensors, card)
-        save_state(self.engine, folder / "state" / self.role)
+                copies = [part.to("cpu", copy=True) for part in parts]
+                tensors |= {spec.name: copy for spec, copy in zip(bucket.specs, copies, strict=True)}
+        method = self.config.algorithm.type.replace("_", "-")
+        card = model_card(self.config.name, self.config.model.path, method, self._step)
+        write_state = copied_state(self.engine)
+
+        def write() -> None:
+            if self.rank == 0:
+                save_policy(folder / "policy", self.folder, tensors, card)
+            write_state(folder / "state" / self.role)
+
+        return self.beside.submit(write)
 
     def _forward(self, part: Batch) -> tuple[Tensor, Tensor]:
         logprobs, entropy = self.engine(part.token_ids, part.attention_mask, part.response_mask)
@@ -165,9 +172,9 @@ class CriticLearner(_Learner):
 
         return self.train(batch, step, loss)
 
-    def save(self, folder: Path) -> None:
-        """`state/critic/`, written by rank 0."""
-        save_state(self.engine, folder / "state" / self.role)
+    def save(self, folder: Path) -> Future[None]:
+        """`state/critic/`, written by rank 0 beside what it does next."""
+        return self.beside.submit(copied_state(self.engine), folder / "state" / self.role)
 
     def _values(self, part: Batch) -> Tensor:
         values: Tensor = self.engine(part.token_ids, part.attention_mask)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from rlhf_ray.config import RunConfig
 from rlhf_ray.data.batching import microbatches, rows_together
 from rlhf_ray.models.causal_lm import unwrapped
 from rlhf_ray.models.device import backend
-from rlhf_ray.ports import Busy, Metrics, PromptSource, Roles, Span, State
+from rlhf_ray.ports import Busy, Metrics, PromptSource, Roles, Save, Span, State, Written
 from rlhf_ray.rewards.rubric import Rubric
 from rlhf_ray.types import Batch, Prompt, Rollout
 
@@ -105,9 +106,10 @@ class LocalLearner:
         metrics: Metrics = self._learner.update(batch, step, *kl_coef)
         return metrics
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Written:
         """As the learner does."""
-        self._learner.save(folder)
+        written: Future[None] = self._learner.save(folder)
+        return written.result
 
     def committed(self, path: Path) -> None:
         """Nothing restarts from it here."""
@@ -210,9 +212,11 @@ class MemoryJournal:
         """A warning: a breach of a sentinel, rollouts that could not be scored."""
         warnings.warn(f"{kind}: {sentence}", stacklevel=2)
 
-    def commit(self, step: int, state: State, save: Callable[[Path], None]) -> Path:
+    def commit_beside(self, step: int, state: State, save: Save, committed: Callable[[Path], None]) -> None:
         """Nothing is written."""
-        return Path()
+
+    def settle(self) -> None:
+        """Nothing is under way."""
 
 
 @contextlib.contextmanager

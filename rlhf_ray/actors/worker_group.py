@@ -31,8 +31,8 @@ class WorkerGroup:
         from ray.train import FailureConfig, RunConfig, ScalingConfig  # takes seconds, and an inbox answers meanwhile
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        from rlhf_ray.actors.inbox import train_loop
         from rlhf_ray.actors.introduction import Introduction
+        from rlhf_ray.actors.rank import train_loop
 
         config = self.config
         trainer = TorchTrainer(

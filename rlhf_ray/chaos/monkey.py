@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from rlhf_ray.chaos.plan import OPENERS, Cell, successor, victim
 from rlhf_ray.chaos.runs import Wait
+from rlhf_ray.rundir.commit import unfinished
 from rlhf_ray.rundir.journal import read_phase
 from rlhf_ray.tags import Process, ticks_now
 
@@ -78,13 +79,14 @@ class Monkey:
     def _strike(self, cell: Cell) -> _Struck:
         """Kills the process of `cell` in its phase: the controller is stopped meanwhile, so the phase cannot pass."""
         wanted = _PHASE.get(cell.phase, (cell.phase,))
+        look = self._committing if cell.phase == "commit" else self._now
         while True:
             process = self._find(cell.role)
-            self._wait.until(lambda: self._now().phase in wanted, f"phase {cell.phase}")
-            at = self._now()
+            self._wait.until(lambda: look().phase in wanted, f"phase {cell.phase}")
+            at = look()
             time.sleep(self._draw.uniform(0, _LATER_S.get(cell.phase, _LATER_ELSE_S)))
             with self._pinned(cell):
-                if self._now() == at and victim(self._run, cell.role) == process:
+                if look() == at and victim(self._run, cell.role) == process:
                     os.kill(process.pid, cell.sign)
                     return _Struck(cell, process, at.step, time.monotonic(), ticks_now())
             time.sleep(_LOOK_S)
@@ -124,6 +126,11 @@ class Monkey:
         process = self._wait.until(lambda: victim(self._run, role), role, _LOOK_S)
         assert process is not None  # as `until` says
         return process
+
+    def _committing(self) -> _Now:
+        """A commit is written beside the phases of a step."""
+        name = unfinished(self._run_dir / "checkpoints")
+        return _Now(int(name.removeprefix("step-")), "commit", 0.0) if name else _Now(0, "", 0.0)
 
     def _now(self) -> _Now:
         record = read_phase(self._run_dir)

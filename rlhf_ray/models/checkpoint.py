@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -22,11 +22,11 @@ _KEPT = (
 def save_policy(target: Path, base: Path, tensors: Mapping[str, Tensor], card: str) -> None:
     """Writes `tensors` (whole, merged, Hugging Face names) with the configuration and tokenizer of `base`.
 
-    `card` becomes README.md, the model card.
+    `card` becomes README.md, the model card. What a rank left there that died meanwhile is replaced.
     """
     from huggingface_hub import save_torch_state_dict
 
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     for name in _KEPT:
         if (base / name).is_file():
             shutil.copyfile(base / name, target / name)
@@ -34,20 +34,26 @@ def save_policy(target: Path, base: Path, tensors: Mapping[str, Tensor], card: s
     (target / "README.md").write_text(card)
 
 
-def save_state(engine: Engine, folder: Path) -> None:
-    """What a learner resumes from: trainable weights and Adam's moments, whole, as safetensors. All ranks call it."""
+def copied_state(engine: Engine) -> Callable[[Path], None]:
+    """What a learner resumes from, as it is now: trainable weights and Adam's moments, whole. All ranks call it; rank
+    0's result writes them into a folder, as safetensors, and those of the others write nothing."""
     weights, moments = engine.trainable_state()
-    if torch.distributed.get_rank() == 0:
-        folder.mkdir(parents=True)
+    steps, writes = engine.steps, torch.distributed.get_rank() == 0
+
+    def write(folder: Path) -> None:
+        if not writes:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(weights, folder / "trainable.safetensors")
         if moments:
             save_file(moments, folder / "moments.safetensors")
-        (folder / "optimizer.json").write_text(json.dumps({"steps": engine.steps}))
-    torch.distributed.barrier()
+        (folder / "optimizer.json").write_text(json.dumps({"steps": steps}))
+
+    return write
 
 
 def load_state(engine: Engine, folder: Path) -> None:
-    """Puts back what `save_state` wrote, on any number of ranks and at any ZeRO stage."""
+    """Puts back what `copied_state` wrote, on any number of ranks and at any ZeRO stage."""
     steps = json.loads((folder / "optimizer.json").read_text())["steps"]
     moments = load_file(folder / "moments.safetensors") if steps else {}
     engine.load_trainable_state(load_file(folder / "trainable.safetensors"), moments, steps)

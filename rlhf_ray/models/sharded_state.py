@@ -29,8 +29,8 @@ class ShardedState:
         self._trainable = dict(trainable)
 
     def collect(self, with_moments: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Float32 weights, and moments as `name|exp_avg`, in main memory of rank 0; empty on the others. All ranks
-        must call it."""
+        """Copies of float32 weights, and of moments as `name|exp_avg`, in main memory of rank 0; empty on the others.
+        All ranks must call it."""
         weights: dict[str, Tensor] = {}
         moments: dict[str, Tensor] = {}
         keep = torch.distributed.get_rank() == 0
@@ -39,11 +39,11 @@ class ShardedState:
         for name, parameter in self._trainable.items():
             whole = self._full(parameter, None)
             if keep:
-                weights[name] = whole.cpu()
+                weights[name] = whole.to("cpu", copy=True)
             for key in _MOMENTS if with_moments else ():
                 moment = self._full(parameter, key)
                 if keep:
-                    moments[f"{name}|{key}"] = moment.cpu()
+                    moments[f"{name}|{key}"] = moment.to("cpu", copy=True)
         return weights, moments
 
     def restore(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], steps: int) -> None:

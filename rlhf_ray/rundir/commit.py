@@ -39,7 +39,21 @@ def commit_directory(parent: Path, name: str, write: Callable[[Path], None], met
     `TypeError` or `ValueError` if `meta` is not JSON, and `ValueError` if `write` leaves a symbolic link, a special
     file or a `manifest.json` of its own.
     """
-    meta_text = json.dumps(meta, allow_nan=False)  # before the expensive part
+    return finish_commit(begin_commit(parent, name, meta), write)
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A commit that is being written, in `folder`; the only one of its parent."""
+
+    folder: Path
+    final: Path
+    meta_text: str
+
+
+def begin_commit(parent: Path, name: str, meta: Mapping[str, object]) -> Unfinished:
+    """The first half of `commit_directory`: an empty folder, after everything that can be wrong with name and meta."""
+    meta_text = json.dumps(meta, allow_nan=False)
     parent.mkdir(parents=True, exist_ok=True)
     final = parent / name
     if name.startswith(".") or name in (MANIFEST, LATEST) or Path(name).name != name or name.endswith(_DAMAGED):
@@ -49,16 +63,33 @@ def commit_directory(parent: Path, name: str, write: Callable[[Path], None], met
     _remove_leftovers(parent)
     folder = parent / f"{_TEMPORARY}{name}"
     folder.mkdir()
+    return Unfinished(folder, final, meta_text)
+
+
+def finish_commit(commit: Unfinished, write: Callable[[Path], object]) -> Path:
+    """The second half: `write(folder)`, or wait there for those who write, and all that makes it durable."""
+    folder, parent = commit.folder, commit.folder.parent
     try:
         write(folder)
-        _seal(folder, meta_text)
-        os.rename(folder, final)
+        _seal(folder, commit.meta_text)
+        os.rename(folder, commit.final)
     except Exception:
         shutil.rmtree(folder, ignore_errors=True)  # a full disk needs the space back now, not at the next commit
         raise
     _fsync(parent)
-    _point(parent, name)
-    return final
+    _point(parent, commit.final.name)
+    return commit.final
+
+
+def unfinished(parent: Path) -> str | None:
+    """The name of the commit that is being written, if one is."""
+    return next((path.name.removeprefix(_TEMPORARY) for path in parent.glob(f"{_TEMPORARY}*") if path.is_dir()), None)
+
+
+def forget_unfinished(parent: Path) -> None:
+    """Removes what a writer that is gone left, as far as nobody goes on writing there."""
+    for path in parent.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def fork_commit(source: Path, parent: Path) -> Path:

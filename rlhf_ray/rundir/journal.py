@@ -17,12 +17,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_ray.errors import UserError
 from rlhf_ray.metrics import REWARD_MEAN
-from rlhf_ray.rundir.commit import Commit, commit_directory, newest_good, prune, replace_file, set_aside
+from rlhf_ray.rundir.commit import (
+    Commit,
+    Unfinished,
+    begin_commit,
+    finish_commit,
+    forget_unfinished,
+    newest_good,
+    prune,
+    replace_file,
+    set_aside,
+)
 from rlhf_ray.rundir.environment import describe_environment
 from rlhf_ray.rundir.lines import append_line, finite, flush_to_disk, keep_lines
 from rlhf_ray.rundir.rollout_table import write_rollouts
@@ -30,7 +41,7 @@ from rlhf_ray.rundir.rollout_table import write_rollouts
 if TYPE_CHECKING:  # both load torch
     from torch.utils.tensorboard import SummaryWriter
 
-    from rlhf_ray.ports import Metrics, Span, State
+    from rlhf_ray.ports import Metrics, Save, Span, State
     from rlhf_ray.types import Rollout
 
 PHASE_FILE = ".phase"
@@ -54,6 +65,8 @@ class RunDirectory:
         self._lock = threading.Lock()
         self._tensorboard: SummaryWriter | None = None
         self._phase_file: int | None = None
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._unsettled: Future[None] | None = None
 
     @classmethod
     def create(
@@ -84,6 +97,7 @@ class RunDirectory:
         """
         if not (path / "config.yaml").is_file():
             raise UserError(f"{path} holds no run to continue (it has no config.yaml). Start one without --resume.")
+        forget_unfinished(path / "checkpoints")
         committed, damaged = newest_good(path / "checkpoints")
         run = cls(path, committed, keep_checkpoints)
         try:
@@ -164,16 +178,36 @@ class RunDirectory:
 
         Raises `FileExistsError` if that step is committed already.
         """
+        return self._finish(self._begin(step, state), state, save)
+
+    def commit_beside(self, step: int, state: State, save: Save, committed: Callable[[Path], None]) -> None:
+        """As `commit`, beside what the caller does next: it waits only for the commit before, and for `save` to have
+        begun. `save(folder)` gives a call that waits until all is written; `committed(path)` is called at the end, in
+        another thread."""
+        began = time.monotonic()
+        self.settle()
+        commit = self._begin(step, state)
+        written = save(commit.folder)
+        self._unsettled = self._beside.submit(lambda: committed(self._finish(commit, state, lambda folder: written())))
+        self.seconds_committing += time.monotonic() - began
+
+    def settle(self) -> None:
+        """Waits for the commit that is being written, if one is, and raises what went wrong with it."""
+        unsettled, self._unsettled = self._unsettled, None
+        if unsettled is not None:
+            unsettled.result()
+
+    def _begin(self, step: int, state: State) -> Unfinished:
         for name in ("metrics.jsonl", "events.jsonl"):
             flush_to_disk(self.path / name)
-        checkpoints = self.path / "checkpoints"
-        began = time.monotonic()
         rewards, self._rewards = self._rewards, []
         worth = {WORTH: statistics.fmean(rewards)} if rewards else {}
-        path = commit_directory(checkpoints, _step_name(step), save, {**state, **worth})
-        self.seconds_committing += time.monotonic() - began
+        return begin_commit(self.path / "checkpoints", _step_name(step), {**state, **worth})
+
+    def _finish(self, commit: Unfinished, state: State, write: Callable[[Path], None]) -> Path:
+        path = finish_commit(commit, write)
         self.committed = Commit(path, dict(state))
-        prune(checkpoints, self._keep, WORTH)
+        prune(path.parent, self._keep, WORTH)
         return path
 
     def records_since(self, index: int) -> list[dict[str, object]]:

@@ -13,7 +13,7 @@ from typing import Any
 from ray import tune
 
 from rlhf_ray.config_file import dump_config
-from rlhf_ray.ports import Metrics, State
+from rlhf_ray.ports import Metrics, Save, State
 from rlhf_ray.rundir.commit import fork_commit, replace_file
 from rlhf_ray.rundir.lines import append_line
 from rlhf_ray.sweep.reporting import ReportingJournal, report
@@ -36,16 +36,17 @@ class PopulationJournal(ReportingJournal):
         super(ReportingJournal, self).metrics(step, metrics)
         self._last = metrics
 
-    def commit(self, step: int, state: State, save: Callable[[Path], None]) -> Path:
-        """As the run directory does, then to Tune."""
-        path = super().commit(step, state, save)
+    def commit_beside(self, step: int, state: State, save: Save, committed: Callable[[Path], None]) -> None:
+        """As the run directory does, but not beside anything: then to Tune, which may end the trial here."""
+        super().commit_beside(step, state, save, committed)
+        self.settle()
         if step == self.last_step:
-            return path
+            return
+        assert self.committed is not None
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, _POINTER).write_text(json.dumps({"commit": str(path)}), encoding="utf-8")
+            Path(folder, _POINTER).write_text(json.dumps({"commit": str(self.committed.path)}), encoding="utf-8")
             checkpoint = tune.Checkpoint.from_directory(folder)
             report({"step": step, **self._last}, checkpoint)  # type: ignore[arg-type]  # annotated as its base
-        return path
 
 
 def take_over(trial: Trial) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rlhf_ray import metrics as names
-from rlhf_ray.ports import Journal, Metrics, PolicyPort
+from rlhf_ray.ports import Journal, Metrics, PolicyPort, Written
 from rlhf_ray.sentinels import drift
 from rlhf_ray.types import Batch
 
@@ -41,9 +41,9 @@ class ReusedLogprobs:
                 self._measured(metrics[names.DRIFT_MEAN])
         return metrics | {names.REUSED_LOGPROBS: float(self._reused)}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path) -> Written:
         """As the policy does."""
-        self._policy.save(folder)
+        return self._policy.save(folder)
 
     def committed(self, path: Path) -> None:
         """As the policy does."""

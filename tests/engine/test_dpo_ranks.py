@@ -53,7 +53,7 @@ def _train(
     metrics = []
     for step, tied in enumerate(ties):
         metrics.append(learner.update(_batch(config, step, tied), step, config.algorithm.beta))
-        learner.save(out / f"{ranks}-{stage}-{step}")
+        learner.save(out / f"{ranks}-{stage}-{step}").result()
     return metrics
 
 

@@ -42,7 +42,7 @@ def _train(
     for step in range(first, first + updates):
         batch = random_batch(ROWS, WIDTH, VOCABULARY, seed=step)
         metrics = made.update(batch, step, 0.1) if role == "policy" else made.update(batch, step)
-    made.save(out / f"{role}-{ranks}-{stage}-{updates}")
+    made.save(out / f"{role}-{ranks}-{stage}-{updates}").result()
     return metrics
 
 
@@ -148,7 +148,7 @@ def _export(rank: int, tiny: Path, out: Path, ranks: int, stage: int) -> None:
 
     learner = PolicyLearner(run_config(tiny, policy=_settings({"lora": {"rank": 4}}, ranks, stage)), tiny, out, None)
     learner.update(random_batch(ROWS, WIDTH, VOCABULARY), 0, 0.1)
-    learner.save(out / "saved")
+    learner.save(out / "saved").result()
     batch = random_batch(4, WIDTH, VOCABULARY, seed=5)
     rows, logprobs = learner.logprobs(batch)
     torch.save({"rows": rows, "logprobs": logprobs}, out / f"answers-{rank}.pt")

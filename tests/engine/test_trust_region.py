@@ -32,7 +32,7 @@ def _update(rank: int, tiny: Path, out: Path, ranks: int, stage: int, settings: 
     before, _ = learner.engine.trainable_state()
     metrics = [learner.update(batch, step, 0.1) for step in (1, 2)]
     after, moments = learner.engine.trainable_state()
-    learner.save(out / f"saved-{ranks}-{stage}")
+    learner.save(out / f"saved-{ranks}-{stage}").result()
     kept = {"before": before, "after": after}  # as arrays: tensors would travel as files of a process that has ended
     arrays = {key: {name: weight.numpy() for name, weight in value.items()} for key, value in kept.items()}
     return {"metrics": metrics, "moments": len(moments), **arrays}

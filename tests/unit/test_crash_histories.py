@@ -14,13 +14,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rlhf_ray.config import RunConfig
 from rlhf_ray.loop import Progress, restore, train
-from rlhf_ray.ports import Journal, Metrics, Roles
+from rlhf_ray.ports import Journal, Metrics, Roles, Written
 from rlhf_ray.rundir import journal
 from rlhf_ray.rundir.commit import verify
 from rlhf_ray.rundir.journal import RunDirectory
@@ -38,7 +39,7 @@ NUMBERS = {f"p{i}{again}": 100 + i + j for i in range(7) for j, again in ((0, ""
 NAMES = {number: name for name, number in NUMBERS.items()}
 """Of prompts; the second time within a step, at the border of two epochs, has a name of its own."""
 OF_ROLES = ("generate", "push", "submit", "logprobs", "update", "save", "committed")
-OF_THE_JOURNAL = ("metrics", "rollouts", "commit", "event")
+OF_THE_JOURNAL = ("metrics", "rollouts", "commit_beside", "settle", "event")
 Trained = list[tuple[int, list[str]]]
 """What each update learned from: its step and the ids of the rollouts."""
 
@@ -104,8 +105,13 @@ class Learner(FakePolicy):
         self.trained.append((step, sorted(f"{NAMES[number]}/{sample - 200}" for number, sample in rows)))
         return super().update(batch, step, kl_coef)
 
-    def save(self, folder: Path) -> None:
-        (folder / "weights.json").write_text(json.dumps(self.trained))
+    def save(self, folder: Path) -> Written:
+        weights = json.dumps(self.trained)
+
+        def write() -> None:
+            (folder / "weights.json").write_text(weights)
+
+        return write
 
     def load(self, folder: Path) -> None:
         self.trained = [(step, ids) for step, ids in json.loads((folder / "weights.json").read_text())]
@@ -128,6 +134,7 @@ def _life(run: Path, config: RunConfig, fuse: Fuse) -> Trained:
     if not (run / "config.yaml").exists():
         RunDirectory.create(run, "", {})
     books, algorithm, progress = RunDirectory.open(run), config.algorithm.make(), Progress()
+    books._beside = _Late()  # type: ignore[assignment]  # a thread would die of another call in each try
     books._board = lambda: _NoBoard()  # type: ignore[method-assign,assignment,return-value]  # nothing resumes from it
     if books.committed is not None:
         policy.load(books.committed.path)
@@ -154,6 +161,13 @@ def _fused(fakes: World, books: Journal, fuse: Fuse) -> Roles:
     roles = replace(fakes.roles, journal=books)
     parts = ("rollout", "reward", "reference", "policy", "weights", "journal")
     return replace(roles, **{part: Fused(getattr(roles, part), fuse) for part in parts})
+
+
+class _Late:
+    """What a thread is given to do is done when somebody waits for it: as late as can be."""
+
+    def submit(self, work: Callable[[], None]) -> Any:
+        return SimpleNamespace(result=work)
 
 
 class _NoBoard:

@@ -6,17 +6,20 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 
-from rlhf_ray.actors.inbox import BEGIN, TRIES, Answer, Begin, Command, Inbox, Start, _serve
+from rlhf_ray.actors.inbox import BEGIN, TRIES, Answer, Begin, Command, Inbox, Start
+from rlhf_ray.actors.rank import _serve
 from rlhf_ray.errors import LostError
 
 T = TypeVar("T")
 _RUNNER = asyncio.Runner()  # one loop: an inbox lives in that of its actor
+_ONE = threading.Lock()
 BUILT = Begin(dict, {}, None)
 
 
@@ -26,7 +29,8 @@ def now(awaited: Awaitable[T]) -> T:
     async def soon() -> T:
         return await asyncio.wait_for(awaited, 5)
 
-    return _RUNNER.run(soon())
+    with _ONE:
+        return _RUNNER.run(soon())
 
 
 def inbox(*commands: Command) -> Inbox:
@@ -259,10 +263,23 @@ class Learner:
     def __init__(self, state: Path | None) -> None:
         self.total = 0
 
+        self.updated = threading.Event()
+
     def update(self, amount: int) -> int:
         """The sum of what came."""
         self.total += amount
+        self.updated.set()
         return self.total
+
+    def save(self, ok: bool) -> Future[int]:
+        """The sum at this time, or an error, once there has been an update."""
+        total = self.total
+
+        def write() -> int:
+            assert self.updated.wait(10) and ok, "the disk is full"
+            return total
+
+        return ThreadPoolExecutor(1).submit(write)
 
 
 LEARNER = Command(BEGIN, (Begin(Learner, {}, None),), mutates=True)
@@ -274,6 +291,21 @@ def test_a_rank_does_what_is_sent_until_it_is_told_to_stop(rank: Callable[[Inbox
         now(made.post(command))
     rank(made)
     assert [answered.value for index in (1, 2) for answered in now(made.wait(index, 0.01)) or []] == [2, 5]
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_what_is_done_beside_others_is_answered_later(rank: Callable[[Inbox], None], ok: bool) -> None:
+    """With the state as it was, or with the error."""
+    made = Inbox(1, clock_ns=lambda: 0)
+    for command in (LEARNER, Command("save", (ok,), mutates=False), Command("update", (2,), mutates=True), None):
+        now(made.post(command))
+    rank(made)
+    assert [answered.value for answered in now(made.wait(2, 0.01)) or []] == [2]
+    limit = time.monotonic() + 10
+    while (saved := now(made.wait(1, 0.01))) is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert saved is not None
+    assert saved == [Answer(0)] if ok else "the disk is full" in str(saved[0].error)
 
 
 def test_a_rank_ends_at_a_command_that_was_taken_back(rank: Callable[[Inbox], None]) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rlhf_ray.errors import UserError
+from rlhf_ray.rundir.commit import newest_good, unfinished
 from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.rundir.lines import append_line, read_lines
 from rlhf_ray.rundir.rollout_table import SCHEMA, read_rollouts
@@ -175,3 +178,65 @@ def test_summary_is_replaced_whole_and_never_holds_nan(tmp_path: Path) -> None:
     run.summary({"reward_gain": math.nan, "reward_gain_ci95": (0.1, math.inf), "path": run.path})
     summary = json.loads((run.path / "summary.json").read_text())
     assert summary == {"reward_gain": None, "reward_gain_ci95": [0.1, None], "path": str(run.path)}
+
+
+def _beside(
+    run: RunDirectory, step: int, waits: threading.Event, told: list[str], fault: Exception | None = None
+) -> None:
+    def written(folder: Path) -> None:
+        assert waits.wait(10)
+        if fault is not None:
+            raise fault
+        save(folder)
+
+    def begin(folder: Path) -> Callable[[], None]:
+        return lambda: written(folder)
+
+    run.commit_beside(step, {"step": step}, begin, lambda path: told.append(path.name))
+
+
+def test_a_commit_beside_others_is_there_when_it_is_settled(tmp_path: Path) -> None:
+    run, waits, told = make(tmp_path), threading.Event(), list[str]()
+    run.metrics(1, {"reward/mean": 2.0})
+    _beside(run, 1, waits, told)
+    run.metrics(2, {"reward/mean": 4.0})
+    checkpoints = run.path / "checkpoints"
+    assert unfinished(checkpoints) == "step-000001" and newest_good(checkpoints)[0] is None and told == []
+    waits.set()
+    run.settle()
+    assert told == ["step-000001"] and run.committed_step == 1
+    found = RunDirectory.open(run.path).committed
+    assert found is not None and found.meta == {"step": 1, "reward_mean": 2.0}
+    run.settle()  # nothing is under way
+
+
+def test_what_a_dead_writer_left_is_forgotten(tmp_path: Path) -> None:
+    run = make(tmp_path)
+    run.commit(1, {}, save)
+    left = run.path / "checkpoints" / ".tmp-step-000002"
+    left.mkdir()
+    save(left)
+    assert RunDirectory.open(run.path).committed_step == 1 and not left.exists()
+
+
+def test_the_next_commit_waits_for_the_one_before(tmp_path: Path) -> None:
+    run, first, told = make(tmp_path), threading.Event(), list[str]()
+    _beside(run, 1, first, told)
+    threading.Timer(0.2, first.set).start()
+    _beside(run, 2, first, told)
+    assert told[:1] == ["step-000001"]
+    run.settle()
+    assert told == ["step-000001", "step-000002"] and run.committed_step == 2
+
+
+def test_a_commit_that_failed_is_an_error_at_the_next_one(tmp_path: Path) -> None:
+    """And leaves nothing: no folder, no word to the learners."""
+    run, told, now = make(tmp_path), list[str](), threading.Event()
+    now.set()
+    _beside(run, 1, now, told, OSError(28, "No space left on device"))
+    with pytest.raises(OSError, match="No space left"):
+        _beside(run, 2, now, told)
+    assert told == [] and list((run.path / "checkpoints").iterdir()) == []
+    _beside(run, 2, now, told)
+    run.settle()
+    assert told == ["step-000002"]

@@ -44,8 +44,11 @@ def _step(number: int) -> list[str]:
 
 
 def _commit(number: int) -> list[str]:
-    saved = [f"commit {number}", "policy.save", "critic.save"]
-    return [*saved, f"policy.committed step-{number}", f"critic.committed step-{number}"]
+    return [f"commit {number}", "policy.save", "critic.save", *_finish(number)]
+
+
+def _finish(number: int) -> list[str]:
+    return ["policy.saved", "critic.saved", f"policy.committed step-{number}", f"critic.committed step-{number}"]
 
 
 def test_the_order_of_a_run() -> None:
@@ -69,6 +72,15 @@ def test_the_policy_is_frozen_while_the_critic_warms_up() -> None:
         "policy.update 4",
     ]
     assert [event for event in fakes.events if event.startswith("push")] == ["push 1", "push 2", "push 3", "push 4"]
+
+
+def test_a_commit_is_written_beside_the_next_step() -> None:
+    """The one before is there when the next one begins, and the last one at the end."""
+    fakes = world()
+    fakes.journal.late = True
+    _run(_config(2, train={"checkpoint_every": 1}), fakes)
+    begun = [[f"commit {number}", "policy.save", "critic.save"] for number in (1, 2)]
+    assert fakes.events == [*_step(1), *begun[0], *_step(2), *_finish(1), *begun[1], *_finish(2)]
 
 
 def test_a_request_to_stop_ends_after_the_step_and_commits() -> None:
