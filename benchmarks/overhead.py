@@ -1,7 +1,8 @@
 """What orchestration costs in a finished run: `python benchmarks/overhead.py runs/demo`.
 
 Overhead is the step's time minus the time inside the models, vLLM and the weight push (`time/overhead`). The first step
-is left out of the median and maximum: it pays for warm-up.
+is left out of the median and maximum: it pays for warm-up. A commit costs the time for which it held up the loop, and
+what it takes from the step beside which it is written.
 """
 
 from __future__ import annotations
@@ -37,6 +38,13 @@ def main() -> None:
     found, pushes = shares(later), [line["time/push"] for line in later]
     typical, worst = statistics.median(found), max(found)
     print(f"overhead: median {typical:.1%}, max {worst:.1%} of the step (target: under {LIMIT:.0%})")
+    beside = [line["time/step"] + line["time/commit"] for line in later if "time/commit" in line]
+    alone = [line["time/step"] for line in later if "time/commit" not in line]
+    if beside and alone:
+        held_up = statistics.median(line["time/commit"] for line in later if "time/commit" in line)
+        more = statistics.median(beside) / statistics.median(alone) - 1
+        print(f"commits: held up the loop for {held_up:.2f} s (median); with that, the {len(beside)} steps beside one")
+        print(f"  took {more:+.1%} of the {len(alone)} others (medians; target: under {LIMIT:.0%})")
     print(f"weight push: median {statistics.median(pushes):.2f} s, max {max(pushes):.2f} s")
 
 
