@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,33 @@ def test_state_goes_over_to_another_number_of_ranks(tiny: Path, tmp_path: Path, 
         (split / f"policy-{ranks}-{stage}-1").rename(split / "start")
     whole = _state(tmp_path / "whole" / f"policy-1-{stage}-3", "policy")
     _same(whole, _state(split / "start", "policy"))
+
+
+def _saved_late(rank: int, tiny: Path, out: Path, ranks: int, stage: int) -> None:
+    """Saves after an update; and again, but the disk is so slow that there is another update before it has written."""
+    from rlhf_ray.actors.learner import PolicyLearner
+
+    learner = PolicyLearner(run_config(tiny, policy=_settings({}, ranks, stage)), tiny, out, None)
+    learner.update(random_batch(ROWS, WIDTH, VOCABULARY, seed=0), 0, 0.1)
+    learner.save(out / f"soon-{stage}").result()
+    slow = threading.Event()
+    learner.beside.submit(slow.wait, 60)
+    saving = learner.save(out / f"late-{stage}")
+    learner.update(random_batch(ROWS, WIDTH, VOCABULARY, seed=1), 1, 0.1)
+    slow.set()
+    saving.result()
+    learner.save(out / f"next-{stage}").result()
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 2), (2, 3)])
+def test_what_is_written_beside_an_update_is_the_state_before_it(
+    tiny: Path, tmp_path: Path, ranks: int, stage: int
+) -> None:
+    on_ranks(ranks, _saved_late, tiny, tmp_path, ranks, stage)
+    files = [f"state/policy/{name}.safetensors" for name in ("trainable", "moments")] + ["policy/model.safetensors"]
+    for file in files:
+        soon, late, after = ((tmp_path / f"{when}-{stage}" / file).read_bytes() for when in ("soon", "late", "next"))
+        assert late == soon and late != after, file
 
 
 def _poisoned(rank: int, tiny: Path, out: Path, ranks: int, stage: int) -> tuple[float, float, float, int]:
