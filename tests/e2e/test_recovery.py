@@ -157,6 +157,12 @@ def test_it_ends_with_the_bits_of_the_run_that_was_left_alone(runs: Runs) -> Non
     assert [file_sha256(states[0] / file) for file in files[0]] == [file_sha256(states[1] / file) for file in files[0]]
 
 
+def test_ray_train_keeps_no_books_that_could_be_torn(runs: Runs) -> None:
+    """It is told of no checkpoint, and each group has a new name: so it writes no snapshot, and reads none."""
+    kept = [file.name for run in (runs.quiet, runs.killed) for file in (run / "ray_train").rglob("*") if file.is_file()]
+    assert len(kept) > 4 and set(kept) == {".validate_storage_marker"}
+
+
 def test_each_prompt_is_used_as_often_as_planned(runs: Runs) -> None:
     """Every answer once, with the tokens and the reward that it has in the run that was left alone."""
     for step in range(1, STEPS + 1):
