@@ -77,7 +77,7 @@ def make_actors(
     rollout, reference, reward = config.rollout, config.reference, config.reward
     spec = engine_spec(config, policy, threads)
     shared_gpu = config.placement.mode == "colocated" and rollout.gpus > 0
-    first = [group.inbox.begun.remote() for group in (groups or {}).values()] if shared_gpu else []
+    first = [group.begun() for group in (groups or {}).values()] if shared_gpu else []
     needs = {
         "rollout": [{"CPU": rollout.cpus, "GPU": rollout.gpus * rollout.tensor_parallel}] * rollout.engines,
         "reference": [{"CPU": reference.cpus, "GPU": reference.gpus}] * reference.replicas,

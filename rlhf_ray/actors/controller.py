@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayError
 
 from rlhf_ray import metrics as names
 from rlhf_ray.actors.build import begin_groups, make_pools
@@ -22,7 +24,7 @@ from rlhf_ray.actors.watch import Watch
 from rlhf_ray.actors.weight_push import WeightBroadcast
 from rlhf_ray.config import RunConfig
 from rlhf_ray.data.prompts import ShuffledPrompts, load_prompts
-from rlhf_ray.errors import LostError, StallError
+from rlhf_ray.errors import LostError, RunError, StallError
 from rlhf_ray.heldout import Evaluation, compare, evaluate
 from rlhf_ray.loop import Progress, restore, train
 from rlhf_ray.models.reward_model import load_tokenizer
@@ -35,6 +37,7 @@ from rlhf_ray.types import Prompt
 from rlhf_ray.wrappers.wrapped import wrapped
 
 T = TypeVar("T")
+_LAST_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,9 @@ class Controller:
             assert self._watch is not None
             self._journal.event("stalled", f"{error}", stacks=self._watch.stacks())
             raise
+        finally:  # what ends a run may come beside a commit, which need not be lost with it
+            with contextlib.suppress(RunError, RayError, OSError):
+                self._journal.settle(_LAST_S)
         after = self._evaluate(roles, heldout, pad, "after") if before and not self._stopping else None
         summary = self._summary(progress, before, after)
         self.close()

@@ -106,10 +106,10 @@ class _Controllers:
         """Shows progress until the run is over."""
         running, self._seen = controller.run.remote(), 0
         try:
-            # Until it is there its answers wait: for a worker, for imports, on a cluster for the job's files.
-            ray.get(controller.__ray_ready__.remote(), timeout=self._deadline_s)
             while True:
                 try:
+                    # Until it is there its answers wait: for a worker, for imports, on a cluster for the job's files.
+                    ray.get(controller.__ray_ready__.remote(), timeout=self._deadline_s)
                     if self._stopping:
                         ray.get(controller.stop.remote(), timeout=_SILENT_S)
                     self._show_until_over(controller, running)

@@ -23,7 +23,8 @@ from rlhf_ray.types import Batch
 
 _POLL_S = 5.0
 _REBUILD_S = 1.0
-_BACK_S = 60.0
+_BACK_S = 120.0
+_END_S = 15.0
 _RETRY_S = 0.2
 _COMPUTE = frozenset({"logprobs", "values", "update"})
 
@@ -59,12 +60,16 @@ class LearnerGroup:
 
     def begin(self, learner: type, arguments: dict[str, object], state: Path | None) -> None:
         """From now on the ranks are `learner`s, which start from `state`; those that they were are gone. Waits for an
-        inbox that is being started again, not for the ranks: what could not be built shows at the next command."""
-        begin, limit = Begin(learner, arguments, state), time.monotonic() + _BACK_S
+        inbox that is being started again, and ends one that hangs; not for the ranks: what could not be built shows at
+        the next command. `InboxLost` if it does not come back."""
+        command = Command(BEGIN, (Begin(learner, arguments, state),), mutates=True)
+        limit = time.monotonic() + 2 * _BACK_S
         while True:
             try:
-                self._beginning = self.post(BEGIN, begin, mutates=True)
+                self._beginning = self._get(self.inbox.post.remote(command), _BACK_S)
                 return
+            except GetTimeoutError:
+                ray.kill(self.inbox, no_restart=False)
             except InboxLost as lost:
                 if isinstance(lost.__cause__, ActorDiedError) or time.monotonic() > limit:
                     raise
@@ -158,17 +163,23 @@ class LearnerGroup:
 
     def ended(self) -> str | None:
         """Why Ray Train's group is over for good, once it is."""
-        why: str | None = self._get(self.inbox.ended.remote())
+        why: str | None = self._get(self.inbox.ended.remote(), _END_S)
         return why
 
+    def begun(self) -> Any:
+        """A reference to what is there once the ranks are the next learners."""
+        since = self._get(self.inbox.next_index.remote())
+        return self.inbox.begun.options(max_task_retries=-1).remote(since)
+
     def stop(self) -> None:
-        """Lets the ranks return from their loop, once they have done what was sent before."""
-        self._get(self.inbox.post.remote(None))
+        """Lets the ranks return from their loop, once they have done what was sent before; if they can be told."""
+        with contextlib.suppress(InboxLost, GetTimeoutError):
+            self._get(self.inbox.post.remote(None), _END_S)
 
     def kill(self, timeout_s: float = 0.0) -> None:
         """Ends the inbox, and the ranks with it if they have not returned after `timeout_s`."""
         limit = time.monotonic() + timeout_s
-        with contextlib.suppress(InboxLost):
+        with contextlib.suppress(InboxLost, GetTimeoutError):
             while time.monotonic() < limit and not self.ended():
                 time.sleep(_RETRY_S)
         ray.kill(self.inbox)

@@ -33,6 +33,8 @@ class Command:
     forgotten: bool = False
 
 
+COMES_S = 180.0
+"""So long the first rank of a group that was made again may take to come to its inbox."""
 TRIES = 3
 """So often what died is started again in vain; then it is the fault of what it was asked."""
 BEGIN = "begin"
@@ -86,6 +88,7 @@ class Inbox:
         self._commands: list[Command | None] = []
         self._answers: list[dict[int, Answer]] = []
         self._begin: Begin | None = None
+        self._begun_at = 0
         self._start = Start(None, self._first)
         self._changed = asyncio.Condition()
         self._joins = 0
@@ -93,9 +96,12 @@ class Inbox:
         self._workers: dict[int, Any] = {}
         self._train_controller: Any = None
         self._ended: str | None = None
+        self._replacing: float | None = None
         if group is not None:
-            myself = ray.get_runtime_context().current_actor
-            threading.Thread(target=self._fit, args=(group, myself), name="fit", daemon=True).start()
+            context = ray.get_runtime_context()
+            if context.was_current_actor_reconstructed:
+                self._replacing = time.monotonic()
+            threading.Thread(target=self._fit, args=(group, context.current_actor), name="fit", daemon=True).start()
 
     def _fit(self, group: WorkerGroup, myself: Any) -> None:
         """Ray Train's group again and again: those whose controller dies take their ranks with them."""
@@ -106,17 +112,29 @@ class Inbox:
                 return
             except Exception as error:  # the fault-tolerance seam: a thread has no caller to raise to
                 self._ends_in_vain += 1
+                self._replacing = time.monotonic()
                 reason = f"{type(error).__name__}: {error}"
         self._ended = reason
 
     async def ended(self) -> str | None:
-        """Why Ray Train's group is over for good, once it is."""
+        """Why Ray Train's group is over for good, once it is. `LostError` if one that was made again does not come: Ray
+        keeps the place of a group whose controller died while it took it, until the driver ends."""
+        if self._replacing is not None and time.monotonic() - self._replacing > COMES_S:
+            raise LostError(f"no rank of the group that was made again has come within {COMES_S:.0f} s")
         return self._ended
 
-    async def begun(self) -> None:
-        """Waits until every rank is a learner."""
+    async def next_index(self) -> int:
+        """That of the command which is posted next."""
+        return self._first + len(self._commands)
+
+    async def begun(self, since: int) -> None:
+        """Waits until every rank is the learner of a BEGIN at index `since` or later, of this inbox or of one that was
+        started again."""
         async with self._changed:
-            await self._changed.wait_for(lambda: any(len(answers) == self._world_size for answers in self._answers))
+            await self._changed.wait_for(lambda: self._begun_at >= since and self._is_answered(self._begun_at))
+
+    def _is_answered(self, index: int) -> bool:
+        return len(self._answers[index - self._first]) == self._world_size
 
     async def join(self, rank: int, worker: Any) -> Start:
         """Registers a rank, an actor, and tells it where to begin. Errors of the group before this one are forgotten: a
@@ -124,6 +142,7 @@ class Inbox:
         self._joins += 1
         self._joins_in_vain += 1
         self._workers[rank] = worker
+        self._replacing = None
         self._answers = [
             {of: answer for of, answer in answers.items() if answer.error is None} for answers in self._answers
         ]
@@ -147,6 +166,8 @@ class Inbox:
 
     async def post(self, command: Command | None, since: int | None = None) -> int | None:
         """Appends a command (None: stop) and returns its index; None if a command after number `since` mutates."""
+        if self._begin is None and command is not None and command.name != BEGIN:
+            raise LostError("the inbox was started again: nobody has begun at it")
         async with self._changed:
             after = [] if since is None else self._commands[self._known(since) + 1 :]
             if any(later and later.mutates for later in after):
@@ -154,7 +175,9 @@ class Inbox:
             if command is not None and command.name == BEGIN:
                 self._forget(len(self._commands))
                 self._begin = command.arguments[0]  # type: ignore[assignment]  # a Begin, as BEGIN says
-                self._start = Start(None, self._first + len(self._commands))
+                self._begun_at = self._first + len(self._commands)
+                self._start = Start(None, self._begun_at)
+                self._joins_in_vain = self._ends_in_vain = 0  # ranks may have died of what its predecessor had sent
             self._commands.append(command)
             self._answers.append({})
             self._changed.notify_all()
@@ -215,9 +238,10 @@ class Inbox:
 
     async def commit(self, state: Path, index: int) -> None:
         """From now on a rebuilt group starts at `state`, which the command at `index` has written; what was sent until
-        then is forgotten."""
+        then is forgotten. Nothing happens if another controller has begun since."""
         after = self._known(index) + 1
-        assert self._begin is not None  # what is committed has begun
+        if self._begin is None or index < self._begun_at:
+            return
         self._start = Start(replace(self._begin, state=state), self._first + after)
         self._forget(after)
 

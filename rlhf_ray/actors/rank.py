@@ -36,8 +36,10 @@ def _serve(inbox: Any) -> None:
         command, answered = ray.get(inbox.take.remote(index))
         if command is None:
             return
-        if command.forgotten and not answered:  # others may have begun it, and wait for this rank in a collective
-            raise RuntimeError(f"'{command.name}' was taken back: another controller has begun")
+        # Another controller has begun, and others may wait for this rank in a collective; or there was a commit since
+        # it has joined, from which a rank that joins now will start. Its group is built again.
+        if command.forgotten and (command.mutates or not answered):
+            raise RuntimeError(f"'{command.name}' cannot be had any more: it was committed or taken back meanwhile")
         if command.name == BEGIN and not command.forgotten:
             learner = None
             wait([writing])  # into a folder that nobody wants any more, and may remove now

@@ -17,7 +17,7 @@ from rlhf_ray.actors.pools import HEALTH, Pool
 
 HUNG_S = 15.0
 """So long an actor may be silent that has answered before. It does so from a thread of its own, while it computes."""
-HUNG_TRAIN_S = 90.0
+HUNG_TRAIN_S = 300.0
 """Ray Train's controller does nothing else while it places and starts a group."""
 _EVERY_S = 1.0
 _STACKS_S = 5.0
@@ -66,7 +66,7 @@ class Watch:
 
     def _watch(self) -> None:
         asked: dict[Any, tuple[Member, float]] = {}
-        known: set[Any] = set()
+        known: set[Any] = {group.inbox for group in self._groups}  # it loads nothing
         while not self._over.wait(_EVERY_S):
             under_way = {member.actor for member, _ in asked.values()}
             for member in self._members():

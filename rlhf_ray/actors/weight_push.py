@@ -6,7 +6,7 @@ import threading
 from typing import Literal
 
 from rlhf_ray import metrics as names
-from rlhf_ray.actors.group import LearnerGroup
+from rlhf_ray.actors.group import InboxLost, LearnerGroup
 from rlhf_ray.actors.inbox import TRIES
 from rlhf_ray.actors.pools import RolloutPool
 from rlhf_ray.errors import RunError
@@ -72,6 +72,8 @@ class WeightBroadcast:
                 if self._now() != self._members:
                     self._connect()
                 return self._push(version, since)
+            except InboxLost:
+                raise
             except RunError as error:
                 if not left:
                     raise
@@ -96,6 +98,8 @@ class WeightBroadcast:
                 faults.append(str(error))
         try:
             buckets = self._policy.collect(sent, "publish")[0]
+        except InboxLost:
+            raise
         except RunError as error:
             faults.append(str(error))
         if faults:

@@ -191,11 +191,12 @@ class RunDirectory:
         self._unsettled = self._beside.submit(lambda: committed(self._finish(commit, state, lambda folder: written())))
         self.seconds_committing += time.monotonic() - began
 
-    def settle(self) -> None:
-        """Waits for the commit that is being written, if one is, and raises what went wrong with it."""
+    def settle(self, timeout_s: float | None = None) -> None:
+        """Waits for the commit that is being written, if one is, and raises what went wrong with it; `TimeoutError` if
+        it takes longer than `timeout_s`."""
         unsettled, self._unsettled = self._unsettled, None
         if unsettled is not None:
-            unsettled.result()
+            unsettled.result(timeout_s)
 
     def _begin(self, step: int, state: State) -> Unfinished:
         for name in ("metrics.jsonl", "events.jsonl"):

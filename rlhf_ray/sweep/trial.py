@@ -115,17 +115,22 @@ def _run_online(trial: Trial, resume: bool, command: str, shared: Shared) -> dic
     journal.last_step = config.train.num_steps
     groups = groups_for(config, trial.folder.parent.parent)
     missing = [role for role in POOLED if role not in shared.actors]
+    own: dict[str, list[Any]] = {}
+    controller = None
     with alone_in(trial.folder):
-        own = make_actors(config, folders.policy, folders.rewards, trial.folder, threads_of(config), missing, groups)
-        everybody = Shared({**own, **shared.actors}, shared.lease)
-        controller = Controller(config, folders, trial.folder, groups, everybody, journal)
         try:
+            own = make_actors(
+                config, folders.policy, folders.rewards, trial.folder, threads_of(config), missing, groups
+            )
+            everybody = Shared({**own, **shared.actors}, shared.lease)
+            controller = Controller(config, folders, trial.folder, groups, everybody, journal)
             summary = controller.run()
         except BaseException as error:
             if not isinstance(error, SystemExit):
                 end_groups()
-            with contextlib.suppress(RayError):  # what went wrong before says more
-                controller.close()
+            if controller is not None:
+                with contextlib.suppress(RayError):  # what went wrong before says more
+                    controller.close()
             raise
         finally:
             end_actors(own, trial.folder)

@@ -89,17 +89,15 @@ def test_a_fault_is_no_loss(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "events.jsonl").exists()
 
 
-def _interrupted(after_s: Sequence[float]) -> None:
-    def send() -> None:
-        for seconds in after_s:
-            time.sleep(seconds)
-            os.kill(os.getpid(), signal.SIGINT)
+def test_an_interrupt_lets_the_run_end_whoever_controls_it_then(
+    run: Run, tmp_path: Path, told: list[dict[str, object]]
+) -> None:
+    def interrupt() -> None:
+        while not told:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=send, daemon=True).start()
-
-
-def test_an_interrupt_lets_the_run_end_whoever_controls_it_then(run: Run, tmp_path: Path) -> None:
-    _interrupted([5.0])
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         run("dies_when_told_to_stop", "waits_for_stop")
     assert len(_sentences(tmp_path)) == 1

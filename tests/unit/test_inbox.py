@@ -156,8 +156,10 @@ def test_who_begins_takes_back_what_was_sent_before() -> None:
 def test_an_inbox_that_was_started_again_knows_nothing_of_the_one_before() -> None:
     """Neither its ranks nor whoever waits for them may take one for the other."""
     made = Inbox(2, clock_ns=lambda: 1000)
-    index = now(made.post(ASK))
-    assert index == 1000 and now(made.take(1000)) == (ASK, False) and now(made.incarnation()) == 1000
+    with pytest.raises(LostError, match="started again: nobody has begun at it"):
+        now(made.post(ASK))
+    begin = Command(BEGIN, (BUILT,), mutates=True)
+    assert now(made.post(begin)) == 1000 and now(made.take(1000)) == (begin, False) and now(made.incarnation()) == 1000
     for call in (
         lambda: made.take(999),
         lambda: made.answer(999, 0, Answer("x")),
@@ -170,14 +172,50 @@ def test_an_inbox_that_was_started_again_knows_nothing_of_the_one_before() -> No
             now(call())
 
 
-def test_it_says_when_all_ranks_have_begun() -> None:
-    made = Inbox(2, clock_ns=lambda: 0)
+def test_a_commit_of_the_controller_before_is_not_taken() -> None:
+    """It was under way when another one began."""
+    made = inbox(UPDATE, Command("save", ("step-1",), mutates=False))
+    for index in (1, 2):
+        answer(made, index, "x", "y")
     now(made.post(Command(BEGIN, (BUILT,), mutates=True)))
-    now(made.answer(0, 0, Answer()))
+    now(made.commit(Path("step-1"), 2))
+    assert now(made.join(0, "another")) == Start(None, 3)
+
+
+def test_ranks_that_died_of_what_was_sent_before_are_not_given_up() -> None:
+    made = inbox(UPDATE)
+    for _ in range(TRIES + 1):
+        for rank in (0, 1):
+            now(made.join(rank, "another"))
+    assert now(made.wait(1, 0.01)) == [Answer(error=f"its ranks died more than {TRIES} times in turn")]
+    now(made.post(Command(BEGIN, (BUILT,), mutates=True)))
+    answer(made, 2, "built", "built")
+
+
+def test_it_says_when_all_ranks_have_begun_what_comes_next() -> None:
+    made = inbox()
+    since = now(made.next_index())
+    now(made.post(Command(BEGIN, (BUILT,), mutates=True)))
+    now(made.answer(since, 0, Answer()))
     with pytest.raises(TimeoutError):
-        _RUNNER.run(asyncio.wait_for(made.begun(), 0.05))
-    now(made.answer(0, 1, Answer()))
-    now(made.begun())
+        _RUNNER.run(asyncio.wait_for(made.begun(since), 0.05))
+    now(made.answer(since, 1, Answer()))
+    now(made.begun(since))
+
+
+def test_a_group_that_was_made_again_and_does_not_come_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place may be taken, by what Ray has kept of the one before."""
+    group = Group(1)
+    made = keeping(group, monkeypatch)
+    assert end(made) == "it stopped"
+    monkeypatch.setattr("rlhf_ray.actors.inbox.COMES_S", -1.0)
+    with pytest.raises(LostError, match="no rank of the group that was made again has come"):
+        now(made.ended())
+    now(made.join(0, "it has come"))
+    assert now(made.ended()) == "it stopped"
+
+
+CONTEXT = SimpleNamespace(current_actor="me", was_current_actor_reconstructed=False)
 
 
 class Group:
@@ -197,7 +235,7 @@ class Group:
 
 def keeping(group: Group, monkeypatch: pytest.MonkeyPatch) -> Inbox:
     """An inbox of one rank, in no actor."""
-    monkeypatch.setattr("ray.get_runtime_context", lambda: type("Context", (), {"current_actor": "me"}))
+    monkeypatch.setattr("ray.get_runtime_context", lambda: CONTEXT)
     return Inbox(1, group, clock_ns=lambda: 0)  # type: ignore[arg-type]  # a group that dies at will
 
 
@@ -227,7 +265,8 @@ def test_only_deaths_in_turn_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
     group = Group(2 * TRIES, between)
     made = keeping(group, monkeypatch)
-    for number in range(2 * TRIES):
+    now(made.post(Command(BEGIN, (BUILT,), mutates=True)))
+    for number in range(1, 2 * TRIES + 1):
         assert died.acquire(timeout=10)
         now(made.post(ASK))
         answer(made, number, "x")
@@ -318,8 +357,29 @@ def test_a_rank_ends_at_a_command_that_was_taken_back(rank: Callable[[Inbox], No
     for command in (LEARNER, Command("update", (3,), mutates=True), None):
         now(made.post(command))
     begins, made._start = made._start, Start(None, 0)  # this one had joined before, and is late
-    with pytest.raises(RuntimeError, match="'begin' was taken back"):
+    with pytest.raises(RuntimeError, match="'begin' cannot be had any more"):
         rank(made)
     made._start = begins
     rank(made)
     assert begins == Start(None, 2) and now(made.missing(3)) == [1]
+
+
+def test_a_rank_that_joined_before_a_commit_does_not_leave_out_what_was_committed(
+    rank: Callable[[Inbox], None],
+) -> None:
+    """It was told to start at the commit before, whose updates are gone: those of the next group start at this one."""
+    made = Inbox(1, clock_ns=lambda: 0)
+    for command in (LEARNER, Command("update", (2,), mutates=True), Command("save", (True,), mutates=False)):
+        now(made.post(command))
+    for index in range(3):
+        answer(made, index, "x")
+    before = made._start
+    now(made.commit(Path("step-1"), 2))
+    for last in (Command("update", (3,), mutates=True), None):
+        now(made.post(last))
+    after, made._start = made._start, before
+    with pytest.raises(RuntimeError, match="'begin' cannot be had any more"):
+        rank(made)
+    made._start = after
+    rank(made)
+    assert [answered.value for answered in now(made.wait(3, 0.01)) or []] == [3]
