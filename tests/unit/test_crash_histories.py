@@ -167,7 +167,7 @@ class _Late:
     """What a thread is given to do is done when somebody waits for it: as late as can be."""
 
     def submit(self, work: Callable[[], None]) -> Any:
-        return SimpleNamespace(result=work)
+        return SimpleNamespace(result=lambda timeout_s: work())
 
 
 class _NoBoard:
