@@ -88,3 +88,15 @@ def test_so_is_the_controller_of_ray_train(watching: Watching) -> None:
     controller.stop.remote()
     _await(lambda: bool(said))
     assert said == ["Ray Train's controller of policy did not answer for 3 s and was killed."]
+
+
+def test_an_inbox_loads_nothing_so_it_need_not_have_answered(watching: Watching) -> None:
+    inbox = _sleeper(0.0)
+    ray.get(inbox.pid.remote(), timeout=60)
+    inbox.stop.remote()
+    time.sleep(1)
+    said = watching(
+        [], [SimpleNamespace(role="policy", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: None)]
+    )
+    _await(lambda: bool(said))
+    assert said == ["the inbox of policy did not answer for 3 s and was killed."]
