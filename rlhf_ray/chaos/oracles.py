@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rlhf_ray.rundir.rollout_table import read_rollouts
 from rlhf_ray.tags import processes
 
 _DRIFT_NATS = 1e-4
+_ENDING_S = 10.0
 _TRAINER = "state/trainer/trainer_state.json"
 _OF_THE_CLOCK = re.compile("_runtime$|_per_second$|^train_loss$")
 _UNLIKE = ("manifest.json",)
@@ -81,5 +83,8 @@ def true_weights(killed: Path) -> Iterator[str]:
 
 
 def no_orphans(killed: Path) -> Iterator[str]:
-    """P11: no process of the run is left."""
-    yield from (f"process {each.pid} ({each.role}) is left: {each.title[:60]}" for each in processes(killed.name))
+    """P11: no process of the run is left. A worker of Ray's ends when it has noticed that its node has ended."""
+    limit = time.monotonic() + _ENDING_S
+    while (left := processes(killed.name)) and time.monotonic() < limit:
+        time.sleep(0.2)
+    yield from (f"process {each.pid} ({each.role}) is left: {each.title[:60]}" for each in left)
