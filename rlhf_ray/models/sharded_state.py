@@ -39,11 +39,11 @@ class ShardedState:
         for name, parameter in self._trainable.items():
             whole = self._full(parameter, None)
             if keep:
-                weights[name] = whole.to("cpu", copy=True)
+                weights[name] = whole.cpu()
             for key in _MOMENTS if with_moments else ():
                 moment = self._full(parameter, key)
                 if keep:
-                    moments[f"{name}|{key}"] = moment.to("cpu", copy=True)
+                    moments[f"{name}|{key}"] = moment.cpu()
         return weights, moments
 
     def restore(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], steps: int) -> None:
