@@ -65,7 +65,7 @@ def test_another_controller_goes_on(run: Run, tmp_path: Path, told: list[dict[st
 
 
 def test_a_controller_that_hangs_is_replaced(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "_SILENT_S", 2.0)
+    monkeypatch.setattr(driver, "_SILENT_S", 5.0)
     assert run("hangs", "finishes") == {"number": 1}
     assert _sentences(tmp_path)[0] == (
         "The controller did not answer in time. Another controller goes on at the newest commit: nothing was lost."

@@ -18,7 +18,7 @@ from rlhf_ray.cluster import connected
 from rlhf_ray.config import PlacementConfig
 from tests.short_lived import Sleeper
 
-HUNG_S = 3.0
+HUNG_S = 5.0
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,14 +60,14 @@ def _await(what: Callable[[], bool]) -> None:
 
 
 def test_one_that_loads_is_left_alone_and_one_that_hangs_is_started_again(watching: Watching) -> None:
-    actor = _sleeper(3 * HUNG_S)
+    actor = _sleeper(2 * HUNG_S)
     said = watching([Pool("rollout", [actor], 60.0)], [])
     first = ray.get(actor.pid.remote(), timeout=60)
     assert said == []
     time.sleep(3)  # it has been asked, and has answered
     actor.stop.remote()
     _await(lambda: bool(said))
-    assert said == ["rollout-0 did not answer for 3 s and was killed."]
+    assert said == ["rollout-0 did not answer for 5 s and was killed."]
     pool = Pool("rollout", [actor], 60.0)
     assert pool.answer(pool.call(0, "pid")) != first
 
@@ -87,7 +87,7 @@ def test_so_is_the_controller_of_ray_train(watching: Watching) -> None:
     time.sleep(3)
     controller.stop.remote()
     _await(lambda: bool(said))
-    assert said == ["Ray Train's controller of policy did not answer for 3 s and was killed."]
+    assert said == ["Ray Train's controller of policy did not answer for 5 s and was killed."]
 
 
 def test_an_inbox_loads_nothing_so_it_need_not_have_answered(watching: Watching) -> None:
@@ -99,4 +99,4 @@ def test_an_inbox_loads_nothing_so_it_need_not_have_answered(watching: Watching)
         [], [SimpleNamespace(role="policy", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: None)]
     )
     _await(lambda: bool(said))
-    assert said == ["the inbox of policy did not answer for 3 s and was killed."]
+    assert said == ["the inbox of policy did not answer for 5 s and was killed."]
