@@ -69,6 +69,8 @@ class LearnerGroup:
                 self._beginning = self._get(self.inbox.post.remote(command), _BACK_S)
                 return
             except GetTimeoutError:
+                if time.monotonic() > limit:
+                    raise InboxLost(f"the inbox of {self.role} does not answer") from None
                 ray.kill(self.inbox, no_restart=False)
             except InboxLost as lost:
                 if isinstance(lost.__cause__, ActorDiedError) or time.monotonic() > limit:
