@@ -163,9 +163,9 @@ class LearnerGroup:
         assert self._saved is not None
         self._get(self.inbox.commit.remote(path, self._saved))
 
-    def ended(self) -> str | None:
-        """Why Ray Train's group is over for good, once it is."""
-        why: str | None = self._get(self.inbox.ended.remote(), _END_S)
+    def ended(self, timeout_s: float | None = None) -> str | None:
+        """Why Ray Train's group is over for good, once it is. `GetTimeoutError` as of `workers`."""
+        why: str | None = self._get(self.inbox.ended.remote(), timeout_s)
         return why
 
     def begun(self) -> Any:
@@ -182,7 +182,7 @@ class LearnerGroup:
         """Ends the inbox, and the ranks with it if they have not returned after `timeout_s`."""
         limit = time.monotonic() + timeout_s
         with contextlib.suppress(InboxLost, GetTimeoutError):
-            while time.monotonic() < limit and not self.ended():
+            while time.monotonic() < limit and not self.ended(_END_S):
                 time.sleep(_RETRY_S)
         ray.kill(self.inbox)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
@@ -10,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError
 
 from rlhf_ray.actors.build import make_groups
 from rlhf_ray.actors.group import InboxLost, LearnerGroup
@@ -50,16 +49,15 @@ def groups_for(config: AnyConfig, sweep_dir: Path) -> dict[str, LearnerGroup]:
 
 def _is_over(group: LearnerGroup) -> bool:
     try:
-        return group.ended() is not None
-    except InboxLost:
+        return group.ended(_JOIN_S) is not None
+    except (GetTimeoutError, InboxLost):
         return True
 
 
 def end_groups() -> None:
     """After a failure nobody knows in which state the ranks are."""
     for group in _groups.values():
-        with contextlib.suppress(RayError, InboxLost):
-            group.stop()
+        group.stop()
     for group in _groups.values():
         group.kill(_JOIN_S)
     _groups.clear()
