@@ -19,7 +19,7 @@ from rlhf_ray.rundir.journal import read_phase
 from rlhf_ray.tags import Process, ticks_now
 
 _LOOK_S = 0.05
-_LATER_S = {"idle": 0.003, "push": 0.02, "commit": 0.05, "resume": 2.0}
+_LATER_S = {"idle": 0.003, "push": 0.02, "commit": 0.05, "resume": 1.0}
 """At most so long after a phase has begun its victim is struck."""
 _LATER_ELSE_S = 0.15
 _STARTING = ("starting the roles", "first weight push")
@@ -84,6 +84,8 @@ class Monkey:
             process = self._find(cell.role)
             self._wait.until(lambda: look().phase in wanted, f"phase {cell.phase}")
             at = look()
+            if cell.phase == "resume":  # who was there before it may be gone, or hang
+                process = self._find(cell.role)
             time.sleep(self._draw.uniform(0, _LATER_S.get(cell.phase, _LATER_ELSE_S)))
             with self._pinned(cell):
                 if look() == at and victim(self._run, cell.role) == process:
