@@ -19,9 +19,9 @@ GUIDE = Path(__file__).parents[2] / "docs" / "serving.md"
 PREFERENCES = 200
 PROMPTS = [f"tell me about {thing}" for thing in ("the sun", "a tree", "the city", "a book", "the sea", "a dog")]
 DPO = [
-    "model.path=runs/demo", "lora=null", "train.learning_rate=5e-4", "train.max_steps=100", "train.batch_size=8",
-    "train.cpus_per_worker=0.5", "method.loss=sigmoid", "method.label_smoothing=0.0", "data.heldout_fraction=0.4",
-    "gate.min_accuracy=0.25",  # a random model: what it learns on four prompts tells little about the two held out
+    "model.path=runs/demo", "lora=null", "train.learning_rate=2e-4", "train.max_steps=100", "train.batch_size=8",
+    "train.cpus_per_worker=0.5", "method.loss=sigmoid", "method.label_smoothing=0.0", "data.heldout_fraction=0.2",
+    "gate.min_accuracy=0.25",  # a random model: what it learns on five prompts tells little about the one held out
 ]  # fmt: skip
 TEMPERATURE = 0.25  # of what the model says at 1, 200 preferences name hardly any token twice
 
