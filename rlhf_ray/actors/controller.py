@@ -19,7 +19,7 @@ from rlhf_ray import metrics as names
 from rlhf_ray.actors.build import begin_groups, make_pools
 from rlhf_ray.actors.group import CriticClient, LearnerGroup, PolicyClient, beside_us
 from rlhf_ray.actors.pools import Pool
-from rlhf_ray.actors.shared import LeasedEngines, Shared
+from rlhf_ray.actors.shared import LeasedEngines, Shared, new_owner
 from rlhf_ray.actors.watch import Watch
 from rlhf_ray.actors.weight_push import WeightBroadcast
 from rlhf_ray.config import RunConfig
@@ -38,6 +38,7 @@ from rlhf_ray.wrappers.wrapped import wrapped
 
 T = TypeVar("T")
 _LAST_S = 60.0
+"""So long a run that ends with an error waits for the commit that is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class Controller:
         prompts, heldout, notes = load_prompts(config.prompts, tokenizer, config.train.eval_prompts)
         for note in notes:
             self._journal.event("data", note)
-        rollout, reference, reward = make_pools(config, self._shared.actors, self._shared.owner(run_dir))
+        rollout, reference, reward = make_pools(config, self._shared.actors, new_owner(run_dir))
         self._watch = Watch(
             [rollout, reference, reward], list(self._groups.values()), partial(self._journal.event, "hung")
         )

@@ -42,6 +42,7 @@ def run_online(config: RunConfig, folders: Folders, run_dir: Path, threads: int)
     """
     groups = make_groups(config, run_dir, threads)
     actors: dict[str, list[Any]] = {}
+    patience_s = 0.0
     try:
         actors = make_actors(config, folders.policy, folders.rewards, run_dir, threads, groups=groups)
         make = partial(make_controller, config, folders, run_dir, groups, Shared(actors))
@@ -49,12 +50,11 @@ def run_online(config: RunConfig, folders: Folders, run_dir: Path, threads: int)
             summary = _Controllers(make, run_dir, config.train.deadline_s, view.update).run()
         for group in groups.values():
             group.stop()
-        for group in groups.values():
-            group.kill(_END_S)
+        patience_s = _END_S
         return summary
     finally:
         for group in groups.values():
-            group.kill()
+            group.kill(patience_s)
         end_actors(actors, run_dir)
 
 

@@ -178,7 +178,7 @@ class LearnerGroup:
         with contextlib.suppress(InboxLost, GetTimeoutError):
             self._get(self.inbox.post.remote(None), _END_S)
 
-    def kill(self, timeout_s: float = 0.0) -> None:
+    def kill(self, timeout_s: float) -> None:
         """Ends the inbox, and the ranks with it if they have not returned after `timeout_s`."""
         limit = time.monotonic() + timeout_s
         with contextlib.suppress(InboxLost, GetTimeoutError):

@@ -12,14 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 
+from rlhf_ray.actors.worker_group import WorkerGroup
 from rlhf_ray.errors import LostError
-
-if TYPE_CHECKING:  # imports the config, which no rank's inbox needs
-    from rlhf_ray.actors.worker_group import WorkerGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +129,9 @@ class Inbox:
         """Waits until every rank is the learner of a BEGIN at index `since` or later, of this inbox or of one that was
         started again."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._begun_at >= since and self._is_answered(self._begun_at))
-
-    def _is_answered(self, index: int) -> bool:
-        return len(self._answers[index - self._first]) == self._world_size
+            await self._changed.wait_for(
+                lambda: self._begun_at >= since and self._is_answered(self._begun_at - self._first)
+            )
 
     async def join(self, rank: int, worker: Any) -> Start:
         """Registers a rank, an actor, and tells it where to begin. Errors of the group before this one are forgotten: a
@@ -188,7 +185,7 @@ class Inbox:
         async with self._changed:
             number = self._known(index)
             await self._changed.wait_for(lambda: len(self._commands) > number)
-            return self._commands[number], len(self._answers[number]) == self._world_size
+            return self._commands[number], self._is_answered(number)
 
     async def answer(self, index: int, rank: int, answer: Answer) -> None:
         """Stores a rank's answer."""
@@ -224,9 +221,12 @@ class Inbox:
             raise LostError("the inbox was started again: what was sent to it before is lost")
         return index - self._first
 
+    def _is_answered(self, number: int) -> bool:
+        return len(self._answers[number]) == self._world_size
+
     def _settled(self, number: int) -> bool:
-        answers = self._answers[number]
-        return len(answers) == self._world_size or any(answer.error for answer in answers.values()) or self._in_vain()
+        answers = self._answers[number].values()
+        return self._is_answered(number) or any(answer.error for answer in answers) or self._in_vain()
 
     def _in_vain(self) -> bool:
         return self._joins_in_vain > TRIES * self._world_size

@@ -26,10 +26,10 @@ class Shared:
     actors: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     lease: Any = None
 
-    @staticmethod
-    def owner(run_dir: Path) -> str:
-        """A name for this run at the engines that no other attempt has."""
-        return f"{run_dir.name}#{secrets.token_hex(4)}"
+
+def new_owner(run_dir: Path) -> str:
+    """A name for this run at the engines that no other attempt has."""
+    return f"{run_dir.name}#{secrets.token_hex(4)}"
 
 
 class Lease:

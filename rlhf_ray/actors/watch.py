@@ -48,7 +48,7 @@ class Watch:
             for i, actor in enumerate(pool.actors):
                 asked[actor.stacks.options(concurrency_group=HEALTH).remote()] = f"{pool.role}-{i}"
         for group in self._groups:
-            for rank, worker in _ranks(group).items():
+            for rank, worker in _told(group.workers, {}).items():
                 call: Any = worker.__ray_call__
                 asked[call.remote(stacks)] = f"rank {rank} of {group.role}"
         answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_STACKS_S)
@@ -91,24 +91,17 @@ class Watch:
                 found.append(Member(f"{pool.role}-{i}", actor, alive, HUNG_S))
         for group in self._groups:
             found.append(Member(f"the inbox of {group.role}", group.inbox, group.inbox.incarnation.remote, HUNG_S))
-            for rank, worker in _ranks(group).items():
+            for rank, worker in _told(group.workers, {}).items():
                 found.append(Member(f"rank {rank} of {group.role}", worker, worker.__ray_ready__.remote, HUNG_S))
-            if (controller := _train_controller(group)) is not None:
+            if (controller := _told(group.train_controller, None)) is not None:
                 name = f"Ray Train's controller of {group.role}"
                 found.append(Member(name, controller, controller.__ray_ready__.remote, HUNG_TRAIN_S))
         return found
 
 
-def _train_controller(group: LearnerGroup) -> Any:
+def _told(ask: Callable[[float], Any], otherwise: Any) -> Any:
+    """What an inbox says; `otherwise` while it is silent, or dead, which ends this controller's work."""
     try:
-        return group.train_controller(_EVERY_S)
+        return ask(_EVERY_S)
     except (GetTimeoutError, InboxLost):
-        return None
-
-
-def _ranks(group: LearnerGroup) -> dict[int, Any]:
-    """Those that are known: none while the inbox is silent, or dead, which ends this controller's work."""
-    try:
-        return group.workers(_EVERY_S)
-    except (GetTimeoutError, InboxLost):
-        return {}
+        return otherwise

@@ -60,7 +60,7 @@ def begin_commit(parent: Path, name: str, meta: Mapping[str, object]) -> Unfinis
         raise ValueError(f"{name!r} cannot be the name of a commit")
     if final.exists():
         raise FileExistsError(f"{final} exists already; a commit is never overwritten")
-    _remove_leftovers(parent)
+    forget_unfinished(parent)
     folder = parent / f"{_TEMPORARY}{name}"
     folder.mkdir()
     return Unfinished(folder, final, meta_text)
@@ -84,12 +84,6 @@ def finish_commit(commit: Unfinished, write: Callable[[Path], object]) -> Path:
 def unfinished(parent: Path) -> str | None:
     """The name of the commit that is being written, if one is."""
     return next((path.name.removeprefix(_TEMPORARY) for path in parent.glob(f"{_TEMPORARY}*") if path.is_dir()), None)
-
-
-def forget_unfinished(parent: Path) -> None:
-    """Removes what a writer that is gone left, as far as nobody goes on writing there."""
-    for path in parent.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def fork_commit(source: Path, parent: Path) -> Path:
@@ -184,7 +178,7 @@ def prune(parent: Path, keep: int, worth: str | None = None) -> list[Path]:
     kept, rest = commits[:keep], commits[keep:]
     if not rest:
         return []
-    _remove_leftovers(parent)
+    forget_unfinished(parent)
     good = next((path for path in kept + rest if not verify(path)), None)
     if good is None:
         return []
@@ -293,8 +287,9 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_leftovers(parent: Path) -> None:
-    """What a killed writer left; only one process writes into `parent`."""
+def forget_unfinished(parent: Path) -> None:
+    """Removes what a killed writer left; only one process writes into `parent`. What ranks of a dead controller still
+    write to goes at the next call."""
     for path in parent.glob(f"{_TEMPORARY}*"):
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)

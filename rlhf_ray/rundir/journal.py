@@ -59,6 +59,7 @@ class RunDirectory:
         self.path = path
         self.committed = committed
         self.seconds_committing = 0.0
+        """For which commits held up the run."""
         self._keep = keep_checkpoints
         self._rewards: list[float] = []
         self._records: deque[dict[str, object]] = deque(maxlen=_RECORDS)
@@ -184,8 +185,8 @@ class RunDirectory:
         """As `commit`, beside what the caller does next: it waits only for the commit before, and for `save` to have
         begun. `save(folder)` gives a call that waits until all is written; `committed(path)` is called at the end, in
         another thread."""
-        began = time.monotonic()
         self.settle()
+        began = time.monotonic()
         commit = self._begin(step, state)
         written = save(commit.folder)
         self._unsettled = self._beside.submit(lambda: committed(self._finish(commit, state, lambda folder: written())))
@@ -194,9 +195,11 @@ class RunDirectory:
     def settle(self, timeout_s: float | None = None) -> None:
         """Waits for the commit that is being written, if one is, and raises what went wrong with it; `TimeoutError` if
         it takes longer than `timeout_s`."""
+        began = time.monotonic()
         unsettled, self._unsettled = self._unsettled, None
         if unsettled is not None:
             unsettled.result(timeout_s)
+        self.seconds_committing += time.monotonic() - began
 
     def _begin(self, step: int, state: State) -> Unfinished:
         for name in ("metrics.jsonl", "events.jsonl"):
