@@ -1,4 +1,4 @@
-"""The whole proof: for each seed a run that is left alone, and one that a monkey works on; then the oracles."""
+"""The whole proof: a run that is left alone, and for each seed one that a monkey works on; then the oracles."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ class Outcome:
 
 
 def run_seed(
-    folder: Path, seed: int, plan: Sequence[Cell], lane: Lane, limit_s: float, tell: Callable[[str], None]
+    out: Path, seed: int, plan: Sequence[Cell], lane: Lane, limit_s: float, tell: Callable[[str], None]
 ) -> Outcome:
-    """Both runs of a seed and what the oracles say."""
-    folder.mkdir(parents=True, exist_ok=True)
-    run = config(folder, seed, lane, len(plan))
-    (folder / "run.yaml").write_text(dump_config(run), encoding="utf-8")
+    """What the monkey of `seed` did, and what the oracles say. The run that is left alone is made for the first seed of
+    an algorithm; it is the same for all."""
+    run = config(out, seed, lane, len(plan))
     outcome = Outcome(seed, run.algorithm.type, steps=run.train.num_steps)
-    quiet, killed = folder / f"quiet-{seed}", folder / f"killed-{seed}"
+    folder = out / run.name
+    quiet, killed = folder / "quiet", folder / f"killed-{seed}"
+    length = f"{run.train.num_steps} steps of {run.algorithm.type}"
     with cluster(), address():
-        began = time.monotonic()
-        with started(folder, quiet) as process:
-            ended(process, quiet)
-        outcome.seconds_quiet = time.monotonic() - began
-        length = f"{run.train.num_steps} steps of {run.algorithm.type}"
-        tell(f"seed {seed}: {length}, left alone, in {outcome.seconds_quiet:.0f} s")
+        if not quiet.exists():
+            began = time.monotonic()
+            (folder / "run.yaml").write_text(dump_config(run), encoding="utf-8")
+            with started(folder, quiet) as process:
+                ended(process, quiet)
+            outcome.seconds_quiet = time.monotonic() - began
+            tell(f"{length}, left alone, in {outcome.seconds_quiet:.0f} s")
         began = time.monotonic()
         try:
             with started(folder, killed) as process:
@@ -60,6 +62,7 @@ def run_seed(
         except RunError as error:
             outcome.violations["P1"] = [str(error)]
         outcome.seconds_killed = time.monotonic() - began
+        tell(f"seed {seed}: {length}, {len(outcome.strikes)} strikes, in {outcome.seconds_killed:.0f} s")
         time.sleep(GONE_S)
         outcome.violations |= _judged(run, quiet, killed)
     return outcome

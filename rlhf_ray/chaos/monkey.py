@@ -22,8 +22,10 @@ _LOOK_S = 0.05
 _LATER_S = {"idle": 0.003, "push": 0.02, "commit": 0.05, "resume": 1.0}
 """At most so long after a phase has begun its victim is struck."""
 _LATER_ELSE_S = 0.15
+ANY = "any"
+"""A cell's phase that is whichever it is when its time has come."""
 _STARTING = ("starting the roles", "first weight push")
-_PHASE = {"idle": ("advantages",), "resume": _STARTING}
+_PHASE = {"idle": ("advantages",), "resume": _STARTING, ANY: ("generate", "logprobs", "update", "push")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Strike:
 
     cell: Cell
     step: int
+    phase: str
+    """As the run itself said."""
     pid: int
     back_s: float
     """Until a whole step was finished that had begun after the successor of the victim."""
@@ -48,6 +52,7 @@ class _Struck:
     cell: Cell
     process: Process
     step: int
+    phase: str
     at: float
     ticks: int
 
@@ -73,7 +78,7 @@ class Monkey:
                 continue  # the next one is struck before the run has come back from this one
             self._back(struck)
             now = time.monotonic()
-            yield from (Strike(one.cell, one.step, one.process.pid, now - one.at) for one in opened)
+            yield from (Strike(one.cell, one.step, one.phase, one.process.pid, now - one.at) for one in opened)
             opened.clear()
 
     def _strike(self, cell: Cell) -> _Struck:
@@ -90,7 +95,7 @@ class Monkey:
             with self._pinned(cell):
                 if look() == at and victim(self._run, cell.role) == process:
                     os.kill(process.pid, cell.sign)
-                    return _Struck(cell, process, at.step, time.monotonic(), ticks_now())
+                    return _Struck(cell, process, at.step, at.phase, time.monotonic(), ticks_now())
             time.sleep(_LOOK_S)
 
     @contextlib.contextmanager

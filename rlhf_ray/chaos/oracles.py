@@ -25,20 +25,43 @@ _UNLIKE = ("manifest.json",)
 
 def exactly_once(config: RunConfig, quiet: Path, killed: Path) -> Iterator[str]:
     """P2: each answer of the plan once, with the tokens, the reward and the policy version of the quiet run."""
+    yield from plan_kept(config, config.train.num_steps, killed)
     for step in range(1, config.train.num_steps + 1):
-        tables = [run / "rollouts" / f"step-{step:06d}.parquet" for run in (quiet, killed)]
-        if not tables[1].is_file():
+        tables = [_table(run, step) for run in (quiet, killed)]
+        if all(table.is_file() for table in tables) and read_rollouts(tables[0]) != read_rollouts(tables[1]):
+            yield f"step {step} learned from other answers than the quiet run"
+
+
+def plan_kept(config: RunConfig, steps: int, killed: Path) -> Iterator[str]:
+    """P2 without a quiet run: each of `steps` steps once, with as many answers as it should have, all different; and
+    each prompt once before any comes again."""
+    seen: list[str] = []
+    for step in range(1, steps + 1):
+        if not _table(killed, step).is_file():
             yield f"step {step} has no rollouts"
             continue
-        first, second = (read_rollouts(table) for table in tables)
-        ids = [(row["prompt_id"], row["sample_index"]) for row in second]
+        ids = [(str(row["prompt_id"]), row["sample_index"]) for row in read_rollouts(_table(killed, step))]
         if len(set(ids)) != len(ids) or len(ids) != config.rollouts_per_step:
-            yield f"step {step} has {len(ids)} answers, {len(set(ids))} of them different, instead of {len(first)}"
-        elif first != second:
-            yield f"step {step} learned from other answers than the quiet run"
-    steps = [record["step"] for record in read_lines(killed / "metrics.jsonl")]
-    if steps != list(range(1, config.train.num_steps + 1)):
-        yield f"metrics.jsonl has the steps {steps[:3]} ... {steps[-3:]}"
+            asked = config.rollouts_per_step
+            yield f"step {step} has {len(ids)} answers, {len(set(ids))} of them different, instead of {asked}"
+        seen += dict.fromkeys(prompt for prompt, _ in ids)
+    yield from _epochs(seen)
+    found = [record["step"] for record in read_lines(killed / "metrics.jsonl")]
+    if found != list(range(1, steps + 1)):
+        yield f"metrics.jsonl has the steps {found[:3]} ... {found[-3:]}"
+
+
+def _epochs(prompts: list[str]) -> Iterator[str]:
+    """All of them in turn, and again."""
+    size = len(set(prompts))
+    for start in range(0, len(prompts), size):
+        epoch = prompts[start : start + size]
+        if len(set(epoch)) != len(epoch):
+            yield f"{len(epoch) - len(set(epoch))} prompts came again before all others had come"
+
+
+def _table(run: Path, step: int) -> Path:
+    return run / "rollouts" / f"step-{step:06d}.parquet"
 
 
 def same_bits(quiet: Path, killed: Path) -> Iterator[str]:

@@ -18,8 +18,8 @@ Lane = Literal["torch", "vllm"]
 PHASES = ("idle", "generate", "score", "update", "push", "commit", "resume")
 """Idle: the controller computes advantages, and every other role waits."""
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)
-"""Of seed 0, 1, 2, and so on in turn. The seeds 0, 1, 2 are runs of PPO, 3, 4, 5 of GRPO, and so on."""
-STEPS_A_CELL = 6
+"""Of seed 0, 1, 2, and so on in turn. The seeds 0, 1, 2 are for one run of PPO, 3, 4, 5 for one of GRPO, and so on."""
+STEPS_A_CELL = 5
 OPENERS = ("driver", "controller", "policy inbox", "critic inbox")
 """Roles without which a run resumes at its newest commit."""
 _ROLES: dict[str, tuple[str, str, int]] = {
@@ -82,19 +82,22 @@ def successor(run: str, role: str, ticks: int) -> bool:
     return any(each.role == tag and title in each.title and each.started >= ticks for each in processes(run))
 
 
-def config(folder: Path, seed: int, lane: Lane, num_cells: int) -> RunConfig:
-    """A run of a tiny model with every role, long enough for `num_cells` strikes.
+def config(out: Path, seed: int, lane: Lane, num_cells: int) -> RunConfig:
+    """A run of a tiny model with every role, long enough for `num_cells` strikes; its files are in a folder of `out`.
 
     One process samples one answer at a time: what vLLM computes depends, in the last bits, on what it computes beside
     it. The torch engine needs no such care.
     """
+    algorithm: dict[str, Any] = {"type": "grpo"} if _is_grpo(seed) else {"type": "ppo", "kl_target": 0.1}
+    own = seed // len(SIGNALS)
+    folder = out / f"{algorithm['type']}-{own}"
+    folder.mkdir(parents=True, exist_ok=True)
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": f"say {i}"}) + "\n" for i in range(24)))
-    algorithm: dict[str, Any] = {"type": "grpo"} if _is_grpo(seed) else {"type": "ppo", "kl_target": 0.1}
     return RunConfig.model_validate(
         {
-            "name": f"seed-{seed}",
-            "seed": seed,
+            "name": folder.name,
+            "seed": own,
             "model": {"path": str(tiny_model(folder / "tiny"))},
             "prompts": {"path": str(prompts), "max_prompt_tokens": 64},
             "algorithm": {"kl_horizon": 2000, **algorithm},

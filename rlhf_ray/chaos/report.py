@@ -11,6 +11,7 @@ from rlhf_ray.chaos.fixed_data import Kill
 from rlhf_ray.chaos.matrix import Outcome
 from rlhf_ray.chaos.monkey import Strike
 from rlhf_ray.chaos.plan import PHASES, ROLES, Cell
+from rlhf_ray.chaos.soak import Soak
 from rlhf_ray.machine import cpu_cores, memory_gib
 
 PROMISES = {
@@ -84,12 +85,29 @@ def kills_as_markdown(kills: Sequence[Kill], broken: Mapping[str, Sequence[str]]
         mine = [kill for kill in kills if kill.role == role]
         found = _quantiles(mine)
         rows.append(f"| {role} | {len(mine)} | {found['p50']:.0f} s | {found['p95']:.0f} s |")
-    verdicts = [
-        f"- {promise}, {says}: {broken[promise][0] if promise in broken else 'so'}"
-        for promise, says in PROMISES.items()
-        if promise != "P9"  # there are no engines
-    ]
-    return "\n".join([*rows, "", *verdicts, ""])
+    return "\n".join([*rows, "", *_kept(broken, [p for p in PROMISES if p != "P9"]), ""])  # there are no engines
+
+
+def soak_as_json(soak: Soak) -> dict[str, Any]:
+    """Of a run that was killed at long intervals."""
+    machine = {"cpu_cores": cpu_cores(), "memory_gib": round(memory_gib(), 1)}
+    strikes = [_strike(strike) for strike in soak.strikes]
+    return {"machine": machine, "effective": round(soak.effective, 4), **asdict(soak), "strikes": strikes}
+
+
+def soak_as_markdown(soak: Soak) -> str:
+    """The share of the time that was training, and who was killed."""
+    rows = ["| killed | in | step | back after |", "|---|---|---|---|"]
+    rows += [f"| {one.cell.role} | {one.phase} | {one.step} | {one.back_s:.0f} s |" for one in soak.strikes]
+    share = (
+        f"{soak.steps} steps in {soak.seconds:.0f} s, of {soak.median_step_s:.2f} s each (median): "
+        f"{soak.effective:.1%} of the time was training."
+    )
+    return "\n".join([share, "", *rows, "", *_kept(soak.violations, [p for p in PROMISES if p != "P3"]), ""])
+
+
+def _kept(broken: Mapping[str, Sequence[str]], promises: Sequence[str]) -> list[str]:
+    return [f"- {promise}, {PROMISES[promise]}: {broken.get(promise, ['so'])[0]}" for promise in promises]
 
 
 def _quantiles(strikes: Sequence[Strike | Kill]) -> dict[str, float]:
@@ -101,7 +119,8 @@ def _quantiles(strikes: Sequence[Strike | Kill]) -> dict[str, float]:
 
 
 def _seed(outcome: Outcome) -> dict[str, Any]:
-    strikes = [
-        {**asdict(strike), "cell": {**asdict(strike.cell), "sign": strike.cell.sign.name}} for strike in outcome.strikes
-    ]
-    return {**asdict(outcome), "strikes": strikes}
+    return {**asdict(outcome), "strikes": [_strike(strike) for strike in outcome.strikes]}
+
+
+def _strike(strike: Strike) -> dict[str, Any]:
+    return {**asdict(strike), "cell": {**asdict(strike.cell), "sign": strike.cell.sign.name}}

@@ -65,10 +65,17 @@ def chaos(
         Literal["dpo", "reward"] | None, typer.Option(help="Such a run instead, killed at random moments.")
     ] = None,
     kills: Annotated[int, typer.Option(min=1, help="Of a run on fixed data.")] = 50,
+    soak: Annotated[
+        float | None, typer.Option(min=1, help="So many minutes of training instead, with a kill now and then.")
+    ] = None,
+    every: Annotated[float, typer.Option(min=60, help="Seconds from one kill of a soak to the next.")] = 300.0,
 ) -> None:
     """Prove recovery: kill every process of a small run in every phase, and compare with the run left alone."""
-    from rlhf_ray.cli.chaos import chaos_command, fixed_data_chaos
+    from rlhf_ray.cli.chaos import chaos_command, fixed_data_chaos, soak_chaos
 
+    if soak is not None:
+        typer.echo(soak_chaos(out, soak, every, engine, limit).read_text())
+        return
     if fixed_data is not None:
         typer.echo(fixed_data_chaos(out, fixed_data, kills, limit).read_text())
         return

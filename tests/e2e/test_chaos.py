@@ -44,10 +44,10 @@ def test_the_table_says_so(folder: Path) -> None:
 
 @pytest.fixture
 def runs(folder: Path, tmp_path: Path) -> tuple[RunConfig, Path, Path]:
-    config = load_config(folder / "seed-0" / "run.yaml", [])
+    config = load_config(folder / "ppo-0" / "run.yaml", [])
     assert isinstance(config, RunConfig)
-    shutil.copytree(folder / "seed-0" / "killed-0", tmp_path / "killed-0")
-    return config, folder / "seed-0" / "quiet-0", tmp_path / "killed-0"
+    shutil.copytree(folder / "ppo-0" / "killed-0", tmp_path / "killed-0")
+    return config, folder / "ppo-0" / "quiet", tmp_path / "killed-0"
 
 
 def _tables(run: Path) -> list[Path]:
