@@ -18,6 +18,7 @@ from rlhf_ray.algorithms.ppo import PPO
 from rlhf_ray.algorithms.report import LossReport
 from rlhf_ray.algorithms.trpo import TRPO
 from rlhf_ray.config import LearnerConfig, RunConfig
+from rlhf_ray.machine import step_back
 from rlhf_ray.models.causal_lm import CausalLM, add_lora, load_causal_lm
 from rlhf_ray.models.checkpoint import copied_state, load_state, model_card, save_policy
 from rlhf_ray.models.device import compute_dtype, device
@@ -39,7 +40,7 @@ class _Learner:
         self, config: RunConfig, learner: LearnerConfig, module: torch.nn.Module, run_dir: Path, state: Path | None
     ) -> None:
         self.config, self.run_dir = config, run_dir
-        self.beside = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self.beside = ThreadPoolExecutor(1, thread_name_prefix="save", initializer=step_back)
         self.rank = dist.get_rank()
         self.algorithm = config.algorithm.make()
         self.engine = Engine(module.to(device()), learner, compute_dtype(config.model.dtype))
