@@ -1,8 +1,8 @@
 """Is `rlhf-ray doctor CONFIG` right about memory? `python benchmarks/memory.py OUT`: estimate and peak of every role.
 
-PPO with vLLM and every role, three sizes of a Llama with SmolLM2's vocabulary, random weights, and the middle size with
-adapters; five steps with a commit after each. Memory is the proportional set size of a role's processes, sampled twice a
-second; the peak of a role is the largest sum over its processes.
+PPO with vLLM and every role: three sizes of a Llama with SmolLM2's vocabulary and random weights, and the middle size
+with adapters; five steps with a commit after each. Memory is the proportional set size of a role's processes, sampled
+twice a second; the peak of a role is the largest sum over its processes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 from rlhf_ray.config import RunConfig
 from rlhf_ray.config_file import dump_config
 from rlhf_ray.evaluation.memory import memory_bytes
+from rlhf_ray.footprint import estimated_gib
 from rlhf_ray.models.smollm2 import smollm2_folder
-from rlhf_ray.resources import estimated_gib
 from rlhf_ray.tags import processes
 
 SIZES = {"small": (320, 8, 5), "middle": (448, 16, 7), "large": (576, 30, 9)}
@@ -90,9 +90,11 @@ def main() -> None:
         config = make_config(folder, *make_models(folder, *shape), lora=name == "adapters")
         (folder / "run.yaml").write_text(dump_config(config))
         run_dir = folder / f"run-{name}"
-        command = [sys.executable, "-m", "rlhf_ray.cli.main", "train", str(folder / "run.yaml"), "--run-dir", str(run_dir)]
+        command = [sys.executable, "-m", "rlhf_ray.cli.main", "train", str(folder / "run.yaml")]
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen([*command, "--max-failures", "0"], stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [*command, "--run-dir", str(run_dir), "--max-failures", "0"], stdout=log, stderr=log
+            )
             measured = peaks(run_dir, process)
         if process.returncode:
             parser.error(f"the run ended with exit code {process.returncode}; see {folder / 'log'}")

@@ -16,7 +16,7 @@ from rlhf_ray.data.files import is_hub_id
 from rlhf_ray.data.prompts import load_prompts, read_rows
 from rlhf_ray.errors import UserError
 from rlhf_ray.evidence import OVERALL
-from rlhf_ray.machine import silent_cluster
+from rlhf_ray.machine_checks import cluster, open_files, own_ports, shared_memory
 from rlhf_ray.models.folder import (
     check_backbone,
     check_causal_lm,
@@ -40,10 +40,10 @@ def preflight(config: AnyConfig, run_dir: Path, resume: bool, *, download: bool 
     With `download` False (a dry run) models and data that only the hub has are a note instead of a download.
     """
     _check_run_dir(run_dir, resume)
-    _check_address(config.placement.address)
+    notes = _check_machine(config.placement.address)
     if isinstance(config, RunConfig):
-        return _check_online(config, run_dir, download)
-    return _check_offline(config, download)
+        return notes + _check_online(config, run_dir, download)
+    return notes + _check_offline(config, download)
 
 
 def _check_offline(config: AnyOfflineConfig, download: bool) -> list[str]:
@@ -117,12 +117,16 @@ def _check_run_dir(run_dir: Path, resume: bool) -> None:
         raise UserError(f"run directory {run_dir}: {parent} is not writable; choose another --run-dir")
 
 
-def _check_address(address: str | None) -> None:
-    """A Ray cluster that is named must answer at its port; `auto` and none are found by Ray itself."""
+def _check_machine(address: str | None) -> list[str]:
+    """A Ray cluster that is named must answer at its port; `auto` and none are found by Ray itself. A run that brings
+    its own cluster needs this machine's ports and files; less shared memory only makes it slow."""
     source, address = ("placement.address", address) if address else ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS"))
-    reason = silent_cluster(address)
-    if reason:
-        raise UserError(f"{source}: no Ray cluster answers at {address} ({reason}); start it or unset the address")
+    own = [] if address else [open_files(), own_ports()]
+    for finding in (*cluster(address, source), *own):
+        if not finding.ok:
+            raise UserError(f"{finding.name}: {finding.found}; {finding.fix}")
+    shared = shared_memory()
+    return [] if address or shared.ok else [f"shared memory: {shared.found}; {shared.fix}"]
 
 
 def _folder(path: str, check: Callable[[Path], None], download: bool, notes: list[str]) -> Path | None:

@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
@@ -17,31 +17,40 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from rich.console import Console
 
-from rlhf_ray.machine import cpu_cores, memory_gib, silent_cluster
+from rlhf_ray.config import RunConfig
+from rlhf_ray.config_file import load_config
+from rlhf_ray.errors import UserError
+from rlhf_ray.machine import cpu_cores, memory_gib
+from rlhf_ray.machine_checks import Finding, cluster, open_files, own_ports, shared_memory
 
 _GIB = 2**30
+_DISK_GIB = 12.0
 _NEEDED = ("torch", "vllm", "ray", "deepspeed", "transformers", "trl")
 _BREAKS_TRANSFORMERS = ("torchvision", "torchaudio", "torchcodec")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line: what was looked at, what was found, and how to fix it (empty if all is well)."""
-
-    name: str
-    found: str
-    fix: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """True if there is nothing to fix."""
-        return not self.fix
 
 
 def diagnose() -> list[Finding]:
     """All findings, in the order in which a newcomer would fix them."""
     checks: Sequence[Callable[[], Iterator[Finding]]] = (_python, _packages, _versions, _machine, _gpu, _model, _ray)
     return [finding for check in checks for finding in check()]
+
+
+def diagnose_run(path: str, overrides: Sequence[str]) -> Iterator[Finding]:
+    """What the run of a config would find at its start, as far as that can be known here, and its roles' memory."""
+    from rlhf_ray.footprint import estimated_gib
+    from rlhf_ray.preflight import preflight
+
+    config = load_config(path, overrides)
+    run_dir = Path("runs", config.name)
+    try:
+        notes = preflight(config, run_dir, (run_dir / "config.yaml").is_file(), download=False)
+    except UserError as error:
+        yield Finding(path, "cannot start", f"{error}")
+        return
+    yield from (Finding(path, note) for note in notes)
+    if isinstance(config, RunConfig):
+        for role, size in estimated_gib(config).items():
+            yield Finding(f"memory of {role}", f"about {size:.1f} GiB")
 
 
 def print_findings(findings: Sequence[Finding], as_json: bool) -> None:
@@ -87,11 +96,9 @@ def _machine() -> Iterator[Finding]:
     yield Finding("cpu cores", str(cores), "" if cores >= 2 else "the demo wants 2 cores: with 1 it is half as fast")
     fix = "" if memory >= 15 else "the demo peaks near 14 GiB; use a larger machine"
     yield Finding("memory", f"{memory:.1f} GiB", fix)
-    for name, path, least in (("shared memory", Path("/dev/shm"), 1.0), ("disk here", Path.cwd(), 12.0)):
-        if path.is_dir():
-            free = shutil.disk_usage(path).free / _GIB
-            fix = "" if free >= least else f"free at least {least:g} GiB in {path}"
-            yield Finding(name, f"{free:.1f} GiB free", fix)
+    free = shutil.disk_usage(Path.cwd()).free / _GIB
+    yield Finding("disk here", f"{free:.1f} GiB free", "" if free >= _DISK_GIB else f"free at least {_DISK_GIB:g} GiB")
+    yield from (shared_memory(), open_files(), own_ports())
 
 
 def _gpu() -> Iterator[Finding]:
@@ -124,12 +131,7 @@ def _model() -> Iterator[Finding]:
 
 
 def _ray() -> Iterator[Finding]:
-    address = os.environ.get("RAY_ADDRESS")
-    reason = silent_cluster(address)
-    if reason:
-        yield Finding("ray cluster", f"{address} does not answer ({reason})", "start that cluster or unset RAY_ADDRESS")
-    else:
-        yield Finding("ray cluster", address or "none in RAY_ADDRESS (a run starts its own)")
+    yield from cluster(os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS")
 
 
 def _installed(name: str) -> str | None:

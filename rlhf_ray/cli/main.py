@@ -199,12 +199,16 @@ def sweep(
     sweep_command(file, overrides or [], out, dry_run=dry_run, resume=resume, as_json=json_)
 
 
-@app.command(epilog="Example: rlhf-ray doctor")
-def doctor(json_: Json = False) -> None:
-    """Check this machine: versions, memory, disk, GPU, models; each line says OK or the fix."""
-    from rlhf_ray.cli.doctor import diagnose, print_findings
+@app.command(epilog="Examples: rlhf-ray doctor; rlhf-ray doctor ppo.yaml policy.num_workers=2")
+def doctor(
+    config: Annotated[str | None, typer.Argument(help="A run to check as well: a YAML file, or a recipe.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values laid over it.")] = None,
+    json_: Json = False,
+) -> None:
+    """Check this machine, and a run before it starts; each line says OK or the fix."""
+    from rlhf_ray.cli.doctor import diagnose, diagnose_run, print_findings
 
-    findings = diagnose()
+    findings = [*diagnose(), *(diagnose_run(config, overrides or []) if config else [])]
     print_findings(findings, as_json=json_)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

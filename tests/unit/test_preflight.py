@@ -75,7 +75,7 @@ def test_a_silent_ray_cluster(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: nobody answers
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         config = run_config(tmp_path, placement={"address": address})
-        assert f"no Ray cluster answers at {address}" in refusal(config, tmp_path / "run")
+        assert f"ray cluster: {address} does not answer" in refusal(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""What a run needs of a machine beside cores and memory; each lack with its cause and its fix. No torch, no Ray."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_ray.machine import silent_cluster
+
+_GIB = 2**30
+_SHARED_GIB = 1.0
+"""What an embedded cluster's object store takes."""
+_OPEN_FILES = 4096
+"""Each of Ray's workers holds a hundred or so, and its own processes one for each worker and connection."""
+_ANSWER_S = 2.0
+_ELSEWHERE = ("192.0.2.1", 9)
+"""An address of nobody (RFC 5737), to which nothing is sent: it tells by which of its addresses others know us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, what was found, and how to fix it (empty if all is well)."""
+
+    name: str
+    found: str
+    fix: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """True if there is nothing to fix."""
+        return not self.fix
+
+
+def shared_memory() -> Finding:
+    """Ray keeps its objects there; where there is too little, on the disk."""
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return Finding("shared memory", "none on this system")
+    free = shutil.disk_usage(folder).free / _GIB
+    fix = f"free or allow at least {_SHARED_GIB:g} GiB in {folder} (docker run --shm-size=2g), or Ray uses the disk"
+    return Finding("shared memory", f"{free:.1f} GiB free", "" if free >= _SHARED_GIB else fix)
+
+
+def open_files() -> Finding:
+    """How many this process and what it starts may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = soft in (resource.RLIM_INFINITY, -1) or soft >= _OPEN_FILES
+    fix = f"a run of a dozen actors needs more: `ulimit -n {65536 if hard < 0 else min(hard, 65536)}` in this shell"
+    return Finding("open files", f"at most {soft}", "" if enough else fix)
+
+
+def own_ports() -> Finding:
+    """Whether this machine can listen, and be reached, at the address by which its actors know each other."""
+    address = own_address()
+    try:
+        with socket.create_server((address, 0)) as server:
+            port = server.getsockname()[1]
+            socket.create_connection((address, port), timeout=_ANSWER_S).close()
+    except OSError as error:
+        fix = "actors and ranks talk through ports of it: allow connections from this machine to itself"
+        return Finding("own ports", f"{address} cannot be reached from here ({error})", fix)
+    return Finding("own ports", f"open at {address}")
+
+
+def own_address() -> str:
+    """The address of this machine on its way to others; 127.0.0.1 if there is no such way."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(_ELSEWHERE)
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+def cluster(address: str | None, source: str) -> Iterator[Finding]:
+    """Whether the cluster that is named answers, and whether there is the token that it may ask for."""
+    reason = silent_cluster(address)
+    if reason:
+        fix = f"start that cluster or unset {source}"
+        yield Finding("ray cluster", f"{address} does not answer ({reason})", fix)
+        return
+    yield Finding("ray cluster", address or "none named (a run starts its own)")
+    if address and os.environ.get("RAY_AUTH_MODE") == "token":
+        there = _has_token()
+        fix = "put the cluster's token into RAY_AUTH_TOKEN, or its file into RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
+        yield Finding("ray token", "there" if there else "RAY_AUTH_MODE=token, but there is none", "" if there else fix)
+
+
+def _has_token() -> bool:
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    file = Path(path) if path else Path.home() / ".ray" / "auth_token"
+    try:
+        return bool(os.environ.get("RAY_AUTH_TOKEN") or file.read_text(encoding="utf-8").strip())
+    except OSError:
+        return False
