@@ -103,10 +103,11 @@ def least_memory_gib(config: RunConfig) -> dict[str, float]:
 
 
 def checkpoint_gib(config: RunConfig) -> float:
-    """An estimate of one checkpoint in GiB: float32 weights of the learners, and the Adam state of what trains."""
-    total = 0
+    """An estimate of one checkpoint in GiB: the policy whole, and float32 weights with Adam's state of what trains. Of
+    adapters, which are small, nothing is counted."""
+    total = _WEIGHTS * parameters(config.model.path)
     for role, learner in config.learners.items():
-        total += learner_parameters(config, role) * (_WEIGHTS + (0 if learner.lora else _ADAM))
+        total += 0 if learner.lora else learner_parameters(config, role) * (_WEIGHTS + _ADAM)
     return total / GIB
 
 

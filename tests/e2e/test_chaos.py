@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.chaos.oracles import exactly_once, good_commits, no_orphans, same_bits, true_weights
+from rlhf_ray.chaos.oracles import exactly_once, good_commits, no_orphans, plan_kept, same_bits, true_weights
 from rlhf_ray.cli.main import main
 from rlhf_ray.config import RunConfig
 from rlhf_ray.config_file import load_config
@@ -78,9 +78,11 @@ def test_an_answer_that_is_lost_or_used_twice_is_seen(
     runs: tuple[RunConfig, Path, Path], damage: Callable[[Path], None]
 ) -> None:
     config, quiet, killed = runs
-    assert list(exactly_once(config, quiet, killed)) == []
+    steps = config.train.num_steps
+    assert list(exactly_once(config, quiet, killed)) == [] == list(plan_kept(config, steps, killed))
     damage(killed)
     assert list(exactly_once(config, quiet, killed)) != []
+    assert list(plan_kept(config, steps, killed)) != [], "also without the run that was left alone"
 
 
 def test_another_bit_is_seen(runs: tuple[RunConfig, Path, Path]) -> None:
@@ -104,3 +106,14 @@ def test_weights_that_are_not_the_learners_are_seen(runs: tuple[RunConfig, Path,
 
 def test_nothing_is_left_running(runs: tuple[RunConfig, Path, Path]) -> None:
     assert list(no_orphans(runs[2])) == []
+
+
+def test_a_soak_says_how_much_of_the_time_was_training(tmp_path: Path) -> None:
+    """A driver that is killed in the only minute takes most of it."""
+    out = tmp_path / "out"
+    assert main(["chaos", "--soak", "1", "--every", "60", "--out", str(out)]) == 3
+    found = json.loads((out / "chaos.json").read_text())
+    assert found["violations"] == {} and [strike["cell"]["role"] for strike in found["strikes"]] == ["driver"]
+    assert found["effective"] == pytest.approx(found["steps"] * found["median_step_s"] / found["seconds"], abs=1e-4)
+    assert 0.05 < found["effective"] < 0.9 and found["seconds"] >= 60
+    assert f"{found['effective']:.1%} of the time was training" in (out / "chaos.md").read_text()

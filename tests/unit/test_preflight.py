@@ -65,7 +65,7 @@ def test_sequences_must_fit_the_model(tmp_path: Path) -> None:
 
 def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = run_config(tmp_path)
-    assert checkpoint_gib(config) * 2**30 == 2 * 20 * 12  # two learners, 20 weights, weights and two Adam moments
+    assert checkpoint_gib(config) * 2**30 == 20 * 4 + 2 * 20 * 12  # the policy; two learners of 20 weights and two moments each
     monkeypatch.setattr("rlhf_ray.preflight.checkpoint_gib", lambda config: 1e6)
     assert "GiB of disk are free, but train.keep_checkpoints = 2" in refusal(config, tmp_path / "run")
 
@@ -136,7 +136,7 @@ def test_a_run_without_a_critic_asks_nothing_for_it(tmp_path: Path) -> None:
     changes = {"algorithm": {"type": "online_dpo"}, "rollout": {"samples_per_prompt": 2}}
     config = run_config(tmp_path, critic={"num_workers": 8, "gpus_per_worker": 1}, **changes)
     assert [role.role for role in requests(config)] == ["controller", "rollout", "reward", "reference", "policy"]
-    assert checkpoint_gib(config) * 2**30 == 20 * 12
+    assert checkpoint_gib(config) * 2**30 == 20 * 4 + 20 * 12
     assert "critic" not in least_memory_gib(config)
     reward_folder(tmp_path / "reward", extra="é")
     notes = preflight(config, tmp_path / "run", False)
