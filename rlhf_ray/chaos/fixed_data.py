@@ -29,6 +29,8 @@ _TITLES = {
 }
 _ODDS = {"rank": 7, "Ray Train controller": 1, "supervising task": 1, "driver": 1}
 _STEPS_A_KILL = 8
+_STEP_S = 5.0
+"""The most that a step of the run which is left alone may take."""
 _POLL_S = 0.02
 _UNLIKE = ("time/", "throughput/")
 
@@ -75,7 +77,7 @@ def kill_fixed_data_run(
     violations: dict[str, list[str]] = {}
     with cluster(), address():
         with started(folder, quiet) as process:
-            ended(process, quiet)
+            ended(process, quiet, limit_s + _STEP_S * _STEPS_A_KILL * kills)
         try:
             with started(folder, killed) as process:
                 wait = Wait(killed.name, limit_s, lambda: process.poll() is not None)

@@ -15,6 +15,9 @@ from rlhf_ray.config import RunConfig
 from rlhf_ray.config_file import dump_config
 from rlhf_ray.errors import RunError
 
+_START_S, _STEP_S = 300.0, 10.0
+"""The most that a run which is left alone may take to start, and for a step."""
+
 
 @dataclass
 class Outcome:
@@ -44,7 +47,7 @@ def run_seed(
             began = time.monotonic()
             (folder / "run.yaml").write_text(dump_config(run), encoding="utf-8")
             with started(folder, quiet) as process:
-                ended(process, quiet)
+                ended(process, quiet, _START_S + _STEP_S * run.train.num_steps)
             outcome.seconds_quiet = time.monotonic() - began
             tell(f"{length}, left alone, in {outcome.seconds_quiet:.0f} s")
         began = time.monotonic()

@@ -84,21 +84,21 @@ def started(folder: Path, run_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.wait(_END_S)
 
 
-def ended(process: subprocess.Popen[bytes], run_dir: Path) -> None:
-    """Returns when the run is over and went well; else a `RunError`."""
-    _ended(process, run_dir, 0)
+def ended(process: subprocess.Popen[bytes], run_dir: Path, limit_s: float = _END_S) -> None:
+    """Returns when the run is over and went well; else, or after `limit_s`, a `RunError`."""
+    _ended(process, run_dir, limit_s, 0)
 
 
 def stopped(process: subprocess.Popen[bytes], run_dir: Path) -> None:
     """Asks the run to end after its step, and returns when it has; else a `RunError`."""
     process.send_signal(signal.SIGTERM)
-    _ended(process, run_dir, 128 + signal.SIGTERM)
+    _ended(process, run_dir, _END_S, 128 + signal.SIGTERM)
 
 
-def _ended(process: subprocess.Popen[bytes], run_dir: Path, wanted: int) -> None:
+def _ended(process: subprocess.Popen[bytes], run_dir: Path, limit_s: float, wanted: int) -> None:
     try:
-        code = process.wait(_END_S)
+        code = process.wait(limit_s)
     except subprocess.TimeoutExpired:
-        raise RunError(f"{run_dir.name} did not end within {_END_S:.0f} s") from None
+        raise RunError(f"{run_dir.name} did not end within {limit_s:.0f} s") from None
     if code != wanted:
         raise RunError(f"{run_dir.name} ended with exit code {code}; its log is beside it")
