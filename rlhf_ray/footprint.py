@@ -1,11 +1,92 @@
-"""What a run will take of main memory, by role: weights, what training adds to them, activations, libraries."""
+"""What a run takes of main memory at its peak, by role, where that computes on CPU in float32.
+
+The factors were fitted to what `benchmarks/memory.py` measured, and are checked by it.
+"""
 
 from __future__ import annotations
 
-from rlhf_ray.config import RunConfig
-from rlhf_ray.resources import least_memory_gib
+from rlhf_ray.config import LearnerConfig, RunConfig
+from rlhf_ray.errors import UserError
+from rlhf_ray.models.folder import model_config, resolve_model
+from rlhf_ray.resources import GIB, learner_parameters, parameters
+from rlhf_ray.rewards.base import ModelRewardConfig
+
+_FLOAT = 4
+_PROCESS_GIB = 0.47
+"""Python, torch, transformers and Ray in one process; what processes share counts in part."""
+_VLLM_GIB = 1.47
+_CONTROLLER_GIB = 0.42
+_INBOX_GIB = 0.9
+"""An inbox and Ray Train's controller."""
+_VLLM_COPIES = 1.75
+"""vLLM has the weights, and part of them again while it loads them or takes new ones."""
+_ACTIVATIONS = 10.5
+"""Floats that a block keeps for the backward pass, for each token and unit of its width."""
+_LOGITS_TRAINING, _LOGITS = 3, 1
+"""How often the logits of a microbatch are there at once, with and without a backward pass."""
+_GRADIENTS_AND_ADAM = 3
+_COMMITTED = 4
+"""Weights, two moments, and a part of them once more while it is written."""
+_MERGED = 2
+"""The policy's weights as they are served, and once more while they are written. If all are trained, the second is the
+part above."""
 
 
 def estimated_gib(config: RunConfig) -> dict[str, float]:
-    """The peak of each role that computes on CPU."""
-    return least_memory_gib(config)
+    """GiB of all processes of each role; a hub model that is not downloaded yet counts as nothing."""
+    policy = _FLOAT * parameters(config.model.path) / GIB
+    rewards = _FLOAT * sum(parameters(s.path) for s in config.reward.sources if isinstance(s, ModelRewardConfig)) / GIB
+    found = {"controller": _CONTROLLER_GIB}
+    if not config.rollout.gpus:
+        one = _VLLM_GIB + config.rollout.kv_cache_gib + _VLLM_COPIES * policy
+        found["rollout"] = config.rollout.engines * (_PROCESS_GIB + policy if config.rollout.engine == "torch" else one)
+    if not config.reward.gpus:
+        found["reward"] = config.reward.replicas * (_PROCESS_GIB + rewards)
+    if not config.reference.gpus:
+        logits = _LOGITS * _logits_gib(config, config.policy.microbatch_tokens)
+        found["reference"] = config.reference.replicas * (_PROCESS_GIB + policy + logits)
+    for role, learner in config.learners.items():
+        if not learner.gpus_per_worker:
+            found[role] = _learner_gib(config, role, learner)
+        found[f"{role} inbox"] = _INBOX_GIB
+    return found
+
+
+def _learner_gib(config: RunConfig, role: str, learner: LearnerConfig) -> float:
+    """Over all ranks, of which the first writes the commits. ZeRO 1 to 3 share out Adam's state, 2 and 3 the gradients,
+    3 the weights."""
+    weights, ranks = _FLOAT * learner_parameters(config, role) / GIB, learner.num_workers
+    stage, trained = learner.deepspeed.zero_stage, 0.0 if learner.lora else 1.0
+    copies = [stage < 3, trained * (stage < 2), 2 * trained * (stage < 1)]
+    whole = sum(copies) * ranks + (1 + _GRADIENTS_AND_ADAM * trained - sum(copies))
+    written = trained * _COMMITTED + (_MERGED - trained if role == "policy" else 0)
+    each = _PROCESS_GIB + _activations_gib(config, learner)
+    if role == "policy":
+        each += _LOGITS_TRAINING * _logits_gib(config, learner.microbatch_tokens)
+    return ranks * each + (whole + written) * weights
+
+
+def _activations_gib(config: RunConfig, learner: LearnerConfig) -> float:
+    width, blocks = _shape(config, "hidden_size"), _shape(config, "num_hidden_layers")
+    kept = blocks + _ACTIVATIONS if learner.gradient_checkpointing else blocks * _ACTIVATIONS
+    return _FLOAT * _tokens(config, learner.microbatch_tokens) * width * kept / GIB
+
+
+def _logits_gib(config: RunConfig, microbatch_tokens: int) -> float:
+    """Of the tokens of a microbatch that are answers."""
+    longest = config.prompts.max_prompt_tokens + config.rollout.max_new_tokens
+    answers = _tokens(config, microbatch_tokens) * config.rollout.max_new_tokens / longest
+    return _FLOAT * answers * _shape(config, "vocab_size") / GIB
+
+
+def _tokens(config: RunConfig, microbatch_tokens: int) -> int:
+    longest = config.prompts.max_prompt_tokens + config.rollout.max_new_tokens
+    return min(microbatch_tokens, config.rollouts_per_step * longest)
+
+
+def _shape(config: RunConfig, name: str) -> int:
+    try:
+        value = model_config(resolve_model(config.model.path, download=False)).get(name, 0)
+    except UserError:
+        return 0
+    return value if isinstance(value, int) else 0

@@ -17,7 +17,6 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from rich.console import Console
 
-from rlhf_ray.config import RunConfig
 from rlhf_ray.config_file import load_config
 from rlhf_ray.errors import UserError
 from rlhf_ray.machine import cpu_cores, memory_gib
@@ -36,8 +35,7 @@ def diagnose() -> list[Finding]:
 
 
 def diagnose_run(path: str, overrides: Sequence[str]) -> Iterator[Finding]:
-    """What the run of a config would find at its start, as far as that can be known here, and its roles' memory."""
-    from rlhf_ray.footprint import estimated_gib
+    """What the run of a config would find at its start, as far as that can be known here."""
     from rlhf_ray.preflight import preflight
 
     config = load_config(path, overrides)
@@ -48,9 +46,6 @@ def diagnose_run(path: str, overrides: Sequence[str]) -> Iterator[Finding]:
         yield Finding(path, "cannot start", f"{error}")
         return
     yield from (Finding(path, note) for note in notes)
-    if isinstance(config, RunConfig):
-        for role, size in estimated_gib(config).items():
-            yield Finding(f"memory of {role}", f"about {size:.1f} GiB")
 
 
 def print_findings(findings: Sequence[Finding], as_json: bool) -> None:

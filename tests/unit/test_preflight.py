@@ -11,7 +11,7 @@ from tiny_folders import reward_folder, run_config
 from rlhf_ray.config import RewardModelConfig, RunConfig
 from rlhf_ray.errors import UserError
 from rlhf_ray.models.tiny import tiny_model
-from rlhf_ray.preflight import check_function, feasible, preflight
+from rlhf_ray.preflight import check_function, feasible, memory_note, preflight
 from rlhf_ray.resources import checkpoint_gib, least_memory_gib, requests
 
 
@@ -22,8 +22,9 @@ def refusal(config: RunConfig | RewardModelConfig, run_dir: Path, resume: bool =
 
 
 def test_a_good_run_passes_and_tells_its_arithmetic(tmp_path: Path) -> None:
-    notes = preflight(run_config(tmp_path), tmp_path / "run", False)
+    *notes, memory = preflight(run_config(tmp_path), tmp_path / "run", False)
     assert notes == [run_config(tmp_path).arithmetic(), "16 training prompts, 4 held out"]
+    assert memory.startswith("memory at the peak: about ") and memory.endswith(")")
     assert not (tmp_path / "run").exists()
 
 
@@ -65,7 +66,9 @@ def test_sequences_must_fit_the_model(tmp_path: Path) -> None:
 
 def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = run_config(tmp_path)
-    assert checkpoint_gib(config) * 2**30 == 20 * 4 + 2 * 20 * 12  # the policy; two learners of 20 weights and two moments each
+    assert (
+        checkpoint_gib(config) * 2**30 == 20 * 4 + 2 * 20 * 12
+    )  # the policy; two learners of 20 weights and two moments each
     monkeypatch.setattr("rlhf_ray.preflight.checkpoint_gib", lambda config: 1e6)
     assert "GiB of disk are free, but train.keep_checkpoints = 2" in refusal(config, tmp_path / "run")
 
@@ -151,3 +154,12 @@ def test_memory_has_a_lower_bound(tmp_path: Path) -> None:
     assert least_memory_gib(config)["policy"] * 2**30 == pytest.approx(20 * 16)
     with pytest.raises(UserError, match=r"at least 3 GiB of memory \(rollout 3"):
         feasible(config, 12, 0, 2.0)
+
+
+def test_too_little_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_config(tmp_path)
+    assert "more than" not in memory_note(config)
+    monkeypatch.setattr("rlhf_ray.preflight.memory_gib", lambda: 1.0)
+    assert "more than the 1.0 of this machine: lower microbatch_tokens" in memory_note(config)
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere")
+    assert "more than" not in memory_note(config), "the cluster has it"
