@@ -20,13 +20,15 @@ _INBOX_GIB = 0.9
 """An inbox and Ray Train's controller."""
 _VLLM_COPIES = 1.75
 """vLLM has the weights, and part of them again while it loads them or takes new ones."""
-_ACTIVATIONS = 10.5
+_ACTIVATIONS = 33
 """Floats that a block keeps for the backward pass, for each token and unit of its width."""
 _LOGITS_TRAINING, _LOGITS = 3, 1
 """How often the logits of a microbatch are there at once, with and without a backward pass."""
 _GRADIENTS_AND_ADAM = 3
 _COMMITTED = 4
 """Weights, two moments, and a part of them once more while it is written."""
+_BOTH = 0.35
+"""A commit is written beside generation mostly, not beside an update: so much of the smaller one comes on top."""
 _MERGED = 2
 """The policy's weights as they are served, and once more while they are written. If all are trained, the second is the
 part above."""
@@ -59,11 +61,12 @@ def _learner_gib(config: RunConfig, role: str, learner: LearnerConfig) -> float:
     stage, trained = learner.deepspeed.zero_stage, 0.0 if learner.lora else 1.0
     copies = [stage < 3, trained * (stage < 2), 2 * trained * (stage < 1)]
     whole = sum(copies) * ranks + (1 + _GRADIENTS_AND_ADAM * trained - sum(copies))
-    written = trained * _COMMITTED + (_MERGED - trained if role == "policy" else 0)
-    each = _PROCESS_GIB + _activations_gib(config, learner)
+    written = weights * (trained * _COMMITTED + (_MERGED - trained if role == "policy" else 0))
+    computed = _activations_gib(config, learner)
     if role == "policy":
-        each += _LOGITS_TRAINING * _logits_gib(config, learner.microbatch_tokens)
-    return ranks * each + (whole + written) * weights
+        computed += _LOGITS_TRAINING * _logits_gib(config, learner.microbatch_tokens)
+    first = max(written, computed) + _BOTH * min(written, computed)
+    return ranks * _PROCESS_GIB + whole * weights + first + (ranks - 1) * computed
 
 
 def _activations_gib(config: RunConfig, learner: LearnerConfig) -> float:

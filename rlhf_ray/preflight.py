@@ -105,8 +105,8 @@ def memory_note(config: RunConfig) -> str:
     if config.placement.address or os.environ.get("RAY_ADDRESS") or total <= memory_gib():
         return sentence
     return (
-        f"{sentence}, more than the {memory_gib():.1f} of this machine: lower microbatch_tokens or rollout.kv_cache_gib, "
-        "train adapters (lora), or share out the state (num_workers, deepspeed.zero_stage)"
+        f"{sentence}, more than the {memory_gib():.1f} of this machine: lower microbatch_tokens or "
+        "rollout.kv_cache_gib, train adapters (lora), or share out the state (num_workers, deepspeed.zero_stage)"
     )
 
 

@@ -1,4 +1,4 @@
-"""The estimate of memory: which weights of which role are counted how often. The factors are `benchmarks/memory.py`'s."""
+"""The estimate of memory: which weights of which role count how often. The factors are `benchmarks/memory.py`'s."""
 
 from __future__ import annotations
 
@@ -56,16 +56,26 @@ def test_activations(tmp_path: Path) -> None:
     train = {"prompts_per_step": 1000}
 
     def of(tokens: int, prompts: int = 1000, checkpointing: bool = False) -> float:
+        """Beside so many weights that a commit is what the rest comes on top of."""
         policy = {"microbatch_tokens": tokens, "gradient_checkpointing": checkpointing}
         config = run_config(tmp_path, policy=policy, train=train | {"prompts_per_step": prompts}, **settings)
         return estimated_gib(config)["policy"] * GIB
 
     logits = 3 * 0.25 * 100  # three times those of the answers, a quarter of the tokens
-    blocks = 8 * 2 * 10.5
-    assert of(5000) - of(1000) == pytest.approx(4 * 4000 * (blocks + logits))
-    assert of(5000, prompts=20) - of(1000) == pytest.approx(4 * 600 * (blocks + logits))
+    blocks = 8 * 2 * 33
+    assert of(5000) - of(1000) == pytest.approx(0.35 * 4 * 4000 * (blocks + logits))
+    assert of(5000, prompts=20) - of(1000) == pytest.approx(0.35 * 4 * 600 * (blocks + logits))
     less = of(5000, checkpointing=True) - of(1000, checkpointing=True)
-    assert less == pytest.approx(4 * 4000 * (8 * (2 + 10.5) + logits))
+    assert less == pytest.approx(0.35 * 4 * 4000 * (8 * (2 + 33) + logits))
+
+
+def test_activations_that_are_larger_than_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(footprint, "learner_parameters", lambda config, role: 10)
+    monkeypatch.setattr(footprint, "model_config", lambda folder: {"hidden_size": 8, "num_hidden_layers": 2})
+    config = run_config(tmp_path, critic={"microbatch_tokens": 100, "num_workers": 2})
+    most = 4 * 100 * 8 * 2 * 33
+    asked = 2 * most + 2 * 4 * 4 * 10 + 0.35 * 4 * 4 * 10
+    assert (estimated_gib(config)["critic"] - 2 * 0.47) * GIB == pytest.approx(asked, rel=1e-6)
 
 
 def test_roles_on_gpus_and_roles_that_a_run_lacks(tmp_path: Path) -> None:
