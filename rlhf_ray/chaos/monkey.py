@@ -19,7 +19,7 @@ from rlhf_ray.rundir.journal import read_phase
 from rlhf_ray.tags import Process, ticks_now
 
 _LOOK_S = 0.05
-_LATER_S = {"idle": 0.003, "push": 0.02, "commit": 0.05, "resume": 1.0}
+_LATER_S = {"idle": 0.0, "update": 0.05, "push": 0.01, "commit": 0.05, "resume": 1.0}
 """At most so long after a phase has begun its victim is struck."""
 _LATER_ELSE_S = 0.15
 ANY = "any"
@@ -82,33 +82,28 @@ class Monkey:
             opened.clear()
 
     def _strike(self, cell: Cell) -> _Struck:
-        """Kills the process of `cell` in its phase: the controller is stopped meanwhile, so the phase cannot pass."""
+        """Kills the process of `cell` in its phase: the controller is stopped meanwhile, so the phase cannot pass. A
+        phase may last two milliseconds, so nothing is looked for in between."""
         wanted = _PHASE.get(cell.phase, (cell.phase,))
         look = self._committing if cell.phase == "commit" else self._now
         while True:
-            process = self._find(cell.role)
+            process, controller = self._find(cell.role), victim(self._run, "controller")
             self._wait.until(lambda: look().phase in wanted, f"phase {cell.phase}")
             at = look()
             if cell.phase == "resume":  # who was there before it may be gone, or hang
-                process = self._find(cell.role)
+                process, controller = self._find(cell.role), victim(self._run, "controller")
             time.sleep(self._draw.uniform(0, _LATER_S.get(cell.phase, _LATER_ELSE_S)))
-            with self._pinned(cell):
+            _signal(controller, signal.SIGSTOP)
+            stays = False
+            try:
                 if look() == at and victim(self._run, cell.role) == process:
                     os.kill(process.pid, cell.sign)
+                    stays = process == controller and cell.sign is signal.SIGSTOP
                     return _Struck(cell, process, at.step, at.phase, time.monotonic(), ticks_now())
+            finally:
+                if not stays:
+                    _signal(controller, signal.SIGCONT)
             time.sleep(_LOOK_S)
-
-    @contextlib.contextmanager
-    def _pinned(self, cell: Cell) -> Iterator[None]:
-        controller = None if cell.role == "controller" else victim(self._run, "controller")
-        if controller is not None:
-            os.kill(controller.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            if controller is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(controller.pid, signal.SIGCONT)
 
     def _back(self, struck: _Struck) -> None:
         cell = struck.cell
@@ -142,3 +137,9 @@ class Monkey:
     def _now(self) -> _Now:
         record = read_phase(self._run_dir)
         return _Now(int(str(record.get("step", 0))), str(record.get("phase", "")), float(str(record.get("time", 0.0))))
+
+
+def _signal(process: Process | None, sign: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        if process is not None:
+            os.kill(process.pid, sign)
