@@ -19,7 +19,7 @@ PHASES = ("idle", "generate", "score", "update", "push", "commit", "resume")
 """Idle: the controller computes advantages, and every other role waits."""
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)
 """Of seed 0, 1, 2, and so on in turn. The seeds 0, 1, 2 are for one run of PPO, 3, 4, 5 for one of GRPO, and so on."""
-STEPS_A_CELL = 5
+STEPS_A_CELL = 3
 OPENERS = ("driver", "controller", "policy inbox", "critic inbox")
 """Roles without which a run resumes at its newest commit."""
 _ROLES: dict[str, tuple[str, str, int]] = {
