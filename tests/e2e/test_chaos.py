@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_ray.chaos import oracles
 from rlhf_ray.chaos.oracles import exactly_once, good_commits, no_orphans, plan_kept, same_bits, true_weights
 from rlhf_ray.cli.main import main
 from rlhf_ray.config import RunConfig
 from rlhf_ray.config_file import load_config
 from rlhf_ray.rundir.commit import newest_good, verify
+from rlhf_ray.tags import Process
 
 GUIDE = Path(__file__).parents[2] / "docs" / "reliability.md"
 
@@ -104,8 +106,14 @@ def test_weights_that_are_not_the_learners_are_seen(runs: tuple[RunConfig, Path,
     assert len(list(true_weights(killed))) == len(lines.splitlines())
 
 
-def test_nothing_is_left_running(runs: tuple[RunConfig, Path, Path]) -> None:
+def test_nothing_is_left_running(runs: tuple[RunConfig, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(no_orphans(runs[2])) == []
+    living = [Process(1, 11, "policy inbox", "ray::_AutoscalingCoordinatorActor")]
+    monkeypatch.setattr(oracles, "processes", lambda run: living)
+    assert list(no_orphans(runs[2])) == [], "that is the cluster's"
+    monkeypatch.setattr(oracles, "_ENDING_S", 0.5)
+    living.append(Process(2, 12, "rollout-0", "ray::RolloutActor"))
+    assert ["process 12 (rollout-0) is left: ray::RolloutActor"] == list(no_orphans(runs[2]))
 
 
 def test_a_soak_says_how_much_of_the_time_was_training(tmp_path: Path) -> None:
