@@ -113,7 +113,7 @@ def test_nothing_is_left_running(runs: tuple[RunConfig, Path, Path], monkeypatch
     assert list(no_orphans(runs[2])) == [], "that is the cluster's"
     monkeypatch.setattr(oracles, "_ENDING_S", 0.5)
     living.append(Process(2, 12, "rollout-0", "ray::RolloutActor"))
-    assert ["process 12 (rollout-0) is left: ray::RolloutActor"] == list(no_orphans(runs[2]))
+    assert list(no_orphans(runs[2])) == ["process 12 (rollout-0) is left: ray::RolloutActor"]
 
 
 def test_a_soak_says_how_much_of_the_time_was_training(tmp_path: Path) -> None:

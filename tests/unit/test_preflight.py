@@ -66,9 +66,7 @@ def test_sequences_must_fit_the_model(tmp_path: Path) -> None:
 
 def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = run_config(tmp_path)
-    assert (
-        checkpoint_gib(config) * 2**30 == 20 * 4 + 2 * 20 * 12
-    )  # the policy; of two learners weights and moments
+    assert checkpoint_gib(config) * 2**30 == 20 * 4 + 2 * 20 * 12  # the policy; of two learners weights and moments
     monkeypatch.setattr("rlhf_ray.preflight.checkpoint_gib", lambda config: 1e6)
     assert "GiB of disk are free, but train.keep_checkpoints = 2" in refusal(config, tmp_path / "run")
 
