@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 
 _PR_SET_PDEATHSIG = 1
-_BACK = 10
 
 
 def cpu_cores() -> int:
@@ -51,6 +50,8 @@ def end_with_parent(sign: signal.Signals) -> None:
 
 
 def step_back() -> None:
-    """Lets this thread, no other of its process, compute only where nobody else wants to."""
-    if sys.platform == "linux":  # elsewhere a thread has no priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACK)
+    """Lets this thread, no other of its process, compute only where nobody else wants to. A low priority (nice) is not
+    enough: Linux lets it run to the end of its slice, milliseconds in which the threads of a model wait for each other.
+    """
+    if sys.platform == "linux":  # elsewhere a thread has no policy of its own
+        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
