@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 from pathlib import Path
 
 import psutil
@@ -47,11 +46,3 @@ def end_with_parent(sign: signal.Signals) -> None:
     """For a process that was just started (`preexec_fn`): it gets `sign` when its parent dies. On Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, sign)
-
-
-def step_back() -> None:
-    """Lets this thread, no other of its process, compute only where nobody else wants to. A low priority (nice) is not
-    enough: Linux lets it run to the end of its slice, milliseconds in which the threads of a model wait for each other.
-    """
-    if sys.platform == "linux":  # elsewhere a thread has no policy of its own
-        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))

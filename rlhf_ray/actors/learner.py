@@ -5,9 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from threading import Event
 
 import torch
 import torch.distributed as dist
@@ -20,7 +18,6 @@ from rlhf_ray.algorithms.ppo import PPO
 from rlhf_ray.algorithms.report import LossReport
 from rlhf_ray.algorithms.trpo import TRPO
 from rlhf_ray.config import LearnerConfig, RunConfig
-from rlhf_ray.machine import step_back
 from rlhf_ray.models.causal_lm import CausalLM, add_lora, load_causal_lm
 from rlhf_ray.models.checkpoint import copied_state, load_state, model_card, save_policy
 from rlhf_ray.models.device import compute_dtype, device
@@ -42,34 +39,12 @@ class _Learner:
         self, config: RunConfig, learner: LearnerConfig, module: torch.nn.Module, run_dir: Path, state: Path | None
     ) -> None:
         self.config, self.run_dir = config, run_dir
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="save", initializer=step_back)
-        self._copied = Event()
-        self._copied.set()
+        self.beside = ThreadPoolExecutor(1, thread_name_prefix="save")
         self.rank = dist.get_rank()
         self.algorithm = config.algorithm.make()
         self.engine = Engine(module.to(device()), learner, compute_dtype(config.model.dtype))
         if state is not None:
             load_state(self.engine, state / "state" / self.role)
-
-    def write_beside(self, copy: Callable[[], Callable[[], None]]) -> Future[None]:
-        """Done when what `copy` gave has run, beside later commands. `copy` itself runs beside those that change
-        nothing; where state is shared out it takes all ranks, and comes first."""
-        if self.engine.zero_stage:
-            return self._beside.submit(copy())
-        self._copied.clear()
-
-        def copy_and_write() -> None:
-            try:
-                write = copy()
-            finally:
-                self._copied.set()
-            write()
-
-        return self._beside.submit(copy_and_write)
-
-    def settled(self) -> None:
-        """Returns when nobody copies the state any more: it may change."""
-        self._copied.wait()
 
     def train(self, batch: Batch, step: int, loss: Loss) -> Metrics:
         """Metrics of all inner epochs; a minibatch with a non-finite gradient is kept in `quarantine/`."""
@@ -138,7 +113,6 @@ class PolicyLearner(_Learner):
 
     def update(self, batch: Batch, step: int, kl_coef: float) -> Metrics:
         """All inner epochs of the algorithm's policy loss; of TRPO, its one step."""
-        self.settled()
         self._step = step
         if isinstance(self.algorithm, TRPO):
             return TrustRegion(self.engine, self.algorithm, batch, kl_coef).update()
@@ -151,9 +125,6 @@ class PolicyLearner(_Learner):
 
     def save(self, folder: Path) -> Future[None]:
         """`policy/` (merged, Hugging Face layout) and `state/policy/`, written by rank 0 beside what it does next."""
-        return self.write_beside(lambda: self._copy(folder))
-
-    def _copy(self, folder: Path) -> Callable[[], None]:
         tensors: dict[str, Tensor] = {}
         for bucket, parts in self._export:
             if self.rank == 0:
@@ -168,7 +139,7 @@ class PolicyLearner(_Learner):
                 save_policy(folder / "policy", self.folder, tensors, card)
             write_state(folder / "state" / self.role)
 
-        return write
+        return self.beside.submit(write)
 
     def _forward(self, part: Batch) -> tuple[Tensor, Tensor]:
         logprobs, entropy = self.engine(part.token_ids, part.attention_mask, part.response_mask)
@@ -193,7 +164,6 @@ class CriticLearner(_Learner):
 
     def update(self, batch: Batch, step: int) -> Metrics:
         """All inner epochs of the clipped value loss."""
-        self.settled()
         algorithm = self.algorithm
         assert isinstance(algorithm, PPO)  # no other algorithm says that it needs a critic
 
@@ -204,7 +174,7 @@ class CriticLearner(_Learner):
 
     def save(self, folder: Path) -> Future[None]:
         """`state/critic/`, written by rank 0 beside what it does next."""
-        return self.write_beside(lambda: partial(copied_state(self.engine), folder / "state" / self.role))
+        return self.beside.submit(copied_state(self.engine), folder / "state" / self.role)
 
     def _values(self, part: Batch) -> Tensor:
         values: Tensor = self.engine(part.token_ids, part.attention_mask)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_ray.errors import UserError
-from rlhf_ray.machine import step_back
 from rlhf_ray.metrics import REWARD_MEAN
 from rlhf_ray.rundir.commit import (
     Commit,
@@ -67,7 +66,7 @@ class RunDirectory:
         self._lock = threading.Lock()
         self._tensorboard: SummaryWriter | None = None
         self._phase_file: int | None = None
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="commit", initializer=step_back)
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._unsettled: Future[None] | None = None
 
     @classmethod

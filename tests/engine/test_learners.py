@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from rlhf_ray import metrics as names
-from rlhf_ray.models.engine import Engine
 from rlhf_ray.models.tiny import tiny_model
 from tests.builders import random_batch, run_config
 from tests.distributed import on_ranks
@@ -95,29 +91,18 @@ def test_state_goes_over_to_another_number_of_ranks(tiny: Path, tmp_path: Path, 
 
 
 def _saved_late(rank: int, tiny: Path, out: Path, ranks: int, stage: int) -> None:
-    """Saves after an update; and again, but copying takes a while, and the disk is so slow that there is another update
-    before it has written."""
-    from rlhf_ray.actors import learner as module
-    from rlhf_ray.actors.learner import PolicyLearner, copied_state, save_policy
-
-    slow = threading.Event()
-
-    def copied_late(engine: Engine) -> Callable[[Path], None]:
-        time.sleep(0.3)
-        return copied_state(engine)
-
-    def written_late(*arguments: Any) -> None:
-        slow.wait(60)
-        save_policy(*arguments)
+    """Saves after an update; and again, but the disk is so slow that there is another update before it has written."""
+    from rlhf_ray.actors.learner import PolicyLearner
 
     learner = PolicyLearner(run_config(tiny, policy=_settings({}, ranks, stage)), tiny, out, None)
     learner.update(random_batch(ROWS, WIDTH, VOCABULARY, seed=0), 0, 0.1)
     learner.save(out / f"soon-{stage}").result()
-    with mock.patch.multiple(module, copied_state=copied_late, save_policy=written_late):
-        saving = learner.save(out / f"late-{stage}")
-        learner.update(random_batch(ROWS, WIDTH, VOCABULARY, seed=1), 1, 0.1)
-        slow.set()
-        saving.result()
+    slow = threading.Event()
+    learner.beside.submit(slow.wait, 60)
+    saving = learner.save(out / f"late-{stage}")
+    learner.update(random_batch(ROWS, WIDTH, VOCABULARY, seed=1), 1, 0.1)
+    slow.set()
+    saving.result()
     learner.save(out / f"next-{stage}").result()
 
 
