@@ -120,7 +120,8 @@ class Monkey:
 
         def begun() -> bool:
             now = self._now()
-            return now.step not in (0, before.step) and now.time > before.time
+            in_a_step = now.step != 0 and now.phase not in _STARTING
+            return in_a_step and now.time > before.time and (now.step != before.step or before.phase in _STARTING)
 
         self._wait.until(begun, what)
 
