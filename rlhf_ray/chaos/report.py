@@ -100,7 +100,7 @@ def soak_as_markdown(soak: Soak) -> str:
     rows = ["| killed | in | step | back after |", "|---|---|---|---|"]
     rows += [f"| {one.cell.role} | {one.phase} | {one.step} | {one.back_s:.0f} s |" for one in soak.strikes]
     share = (
-        f"{soak.steps} steps in {soak.seconds:.0f} s, of {soak.median_step_s:.2f} s each (median): "
+        f"{soak.steps} steps in {soak.seconds:.0f} s, of {soak.undisturbed_step_s:.2f} s each if nobody dies: "
         f"{soak.effective:.1%} of the time was training."
     )
     return "\n".join([share, "", *rows, "", *_kept(soak.violations, [p for p in PROMISES if p != "P3"]), ""])

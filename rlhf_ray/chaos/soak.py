@@ -7,7 +7,7 @@ import random
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,12 +34,13 @@ class Soak:
     violations: dict[str, list[str]] = field(default_factory=dict)
     seconds: float = 0.0
     steps: int = 0
-    median_step_s: float = 0.0
+    undisturbed_step_s: float = 0.0
+    """The mean of a step in which nobody died."""
 
     @property
     def effective(self) -> float:
         """The share of the time in which the same steps would have been done without a kill."""
-        return self.steps * self.median_step_s / self.seconds if self.seconds else 0.0
+        return self.steps * self.undisturbed_step_s / self.seconds if self.seconds else 0.0
 
 
 def soak(out: Path, seconds: float, every_s: float, lane: Lane, limit_s: float, tell: Callable[[str], None]) -> Soak:
@@ -63,11 +64,15 @@ def soak(out: Path, seconds: float, every_s: float, lane: Lane, limit_s: float, 
         except RunError as error:
             found.violations["P1"] = [str(error)]
         time.sleep(GONE_S)
-    lines = [*read_lines(killed / "metrics.jsonl")]
-    found.steps = len(lines)
-    found.median_step_s = statistics.median(_seconds(line) for line in lines)
+    seconds_each = [_seconds(line) for line in read_lines(killed / "metrics.jsonl")]
+    found.steps, found.undisturbed_step_s = len(seconds_each), undisturbed(seconds_each, len(found.strikes))
     found.violations |= _judged(run, found.steps, killed)
     return found
+
+
+def undisturbed(seconds_each: Sequence[float], strikes: int) -> float:
+    """The mean of the steps but for the longest two a strike: the one that was struck, and one that waited."""
+    return statistics.fmean(sorted(seconds_each)[: max(1, len(seconds_each) - 2 * strikes)])
 
 
 def _strikes(monkey: Monkey, began: float, seconds: float, every_s: float) -> Iterator[Strike]:

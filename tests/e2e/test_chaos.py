@@ -122,6 +122,8 @@ def test_a_soak_says_how_much_of_the_time_was_training(tmp_path: Path) -> None:
     assert main(["chaos", "--soak", "1", "--every", "60", "--out", str(out)]) == 3
     found = json.loads((out / "chaos.json").read_text())
     assert found["violations"] == {} and [strike["cell"]["role"] for strike in found["strikes"]] == ["driver"]
-    assert found["effective"] == pytest.approx(found["steps"] * found["median_step_s"] / found["seconds"], abs=1e-4)
+    assert found["effective"] == pytest.approx(
+        found["steps"] * found["undisturbed_step_s"] / found["seconds"], abs=1e-4
+    )
     assert 0.05 < found["effective"] < 0.9 and found["seconds"] >= 60
     assert f"{found['effective']:.1%} of the time was training" in (out / "chaos.md").read_text()

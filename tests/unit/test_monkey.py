@@ -14,6 +14,7 @@ from rlhf_ray.chaos import monkey
 from rlhf_ray.chaos.monkey import Monkey, _Struck
 from rlhf_ray.chaos.plan import Cell
 from rlhf_ray.chaos.runs import Wait
+from rlhf_ray.chaos.soak import undisturbed
 from rlhf_ray.errors import RunError
 from rlhf_ray.rundir.journal import PHASE_FILE
 from rlhf_ray.tags import Process
@@ -47,6 +48,11 @@ def _back(run: Path, phases: list[tuple[int, str]], monkeypatch: pytest.MonkeyPa
     over.set()
     waiting.join()
     return found == [True]
+
+
+def test_a_step_without_a_death() -> None:
+    assert undisturbed([1.0, 2.0, 3.0, 50.0, 9.0], 1) == 2.0
+    assert undisturbed([4.0], 1) == 4.0
 
 
 def _write(run: Path, step: int, phase: str) -> None:
