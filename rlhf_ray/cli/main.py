@@ -199,7 +199,7 @@ def sweep(
     sweep_command(file, overrides or [], out, dry_run=dry_run, resume=resume, as_json=json_)
 
 
-@app.command(epilog="Examples: rlhf-ray doctor; rlhf-ray doctor ppo.yaml policy.num_workers=2")
+@app.command(epilog="Example: rlhf-ray doctor; rlhf-ray doctor ppo.yaml policy.num_workers=2")
 def doctor(
     config: Annotated[str | None, typer.Argument(help="A run to check as well: a YAML file, or a recipe.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values laid over it.")] = None,

@@ -270,7 +270,10 @@ def test_rays_tokens_are_left_on() -> None:
     words = {"RAY_AUTH_MODE", "AUTH_MODE", "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR"}
     assert not words & {*_environment(), *_embedded(PlacementConfig(), 1)["_system_config"]}
     sources = {file: file.read_text() for file in (ROOT / "rlhf_ray").rglob("*.py")}
-    named = [file.name for file, text in sources.items() if any(f'"{word}"' in text for word in words)]
+    asked = 'environ.get("RAY_AUTH_MODE")'  # doctor looks whether there is the token that a cluster wants
+    named = [
+        file.name for file, text in sources.items() if any(f'"{word}"' in text.replace(asked, "") for word in words)
+    ]
     assert named == ["jobs.py"] and re.findall(r"\[_AUTH\] = (.*?)  #", submitting) == ['"token"'], "it turns them on"
 
 
