@@ -16,7 +16,7 @@ _GIB = 2**30
 _SHARED_GIB = 1.0
 """What an embedded cluster's object store takes."""
 _OPEN_FILES = 4096
-"""Each of Ray's workers holds a hundred or so, and its own processes one for each worker and connection."""
+"""With fewer, Ray itself warns of connection errors."""
 _ANSWER_S = 2.0
 _ELSEWHERE = ("192.0.2.1", 9)
 """An address of nobody (RFC 5737), to which nothing is sent: it tells by which of its addresses others know us."""
@@ -35,6 +35,11 @@ class Finding:
         """True if there is nothing to fix."""
         return not self.fix
 
+    @property
+    def line(self) -> str:
+        """All of it, for a note or an error."""
+        return f"{self.name}: {self.found}" + (f"; {self.fix}" if self.fix else "")
+
 
 def shared_memory() -> Finding:
     """Ray keeps its objects there; where there is too little, on the disk."""
@@ -47,11 +52,12 @@ def shared_memory() -> Finding:
 
 
 def open_files() -> Finding:
-    """How many this process and what it starts may have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = soft in (resource.RLIM_INFINITY, -1) or soft >= _OPEN_FILES
-    fix = f"a run of a dozen actors needs more: `ulimit -n {65536 if hard < 0 else min(hard, 65536)}` in this shell"
-    return Finding("open files", f"at most {soft}", "" if enough else fix)
+    """How many a run may have: Ray raises the soft limit, which is low by default, as far as the hard one allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        return Finding("open files", "no limit")
+    fix = f"let it be {_OPEN_FILES} at least (`ulimit -Hn` as root, limits.conf, docker run --ulimit nofile=65536)"
+    return Finding("open files", f"at most {hard}", "" if hard >= _OPEN_FILES else fix)
 
 
 def own_ports() -> Finding:

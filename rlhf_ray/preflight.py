@@ -140,9 +140,9 @@ def _check_machine(address: str | None) -> list[str]:
     own = [] if address else [open_files(), own_ports()]
     for finding in (*cluster(address, source), *own):
         if not finding.ok:
-            raise UserError(f"{finding.name}: {finding.found}; {finding.fix}")
+            raise UserError(finding.line)
     shared = shared_memory()
-    return [] if address or shared.ok else [f"shared memory: {shared.found}; {shared.fix}"]
+    return [] if address or shared.ok else [shared.line]
 
 
 def _folder(path: str, check: Callable[[Path], None], download: bool, notes: list[str]) -> Path | None:
