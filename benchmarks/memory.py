@@ -11,7 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from rlhf_ray.tags import processes
 SIZES = {"small": (320, 8, 5), "middle": (448, 16, 7), "large": (576, 30, 9)}
 """Width, blocks, heads; the large one is SmolLM2-135M's."""
 TARGET = 0.2
+"""An estimate that is further off than this makes the command fail."""
 
 
 def make_models(folder: Path, width: int, blocks: int, heads: int) -> tuple[Path, Path]:
@@ -66,14 +67,13 @@ def make_config(folder: Path, policy: Path, reward: Path, lora: bool) -> RunConf
 def peaks(run_dir: Path, process: subprocess.Popen[bytes]) -> dict[str, float]:
     """GiB by role, until the process ends."""
     found: defaultdict[str, float] = defaultdict(float)
-    pause = threading.Event()
     while process.poll() is None:
         now: defaultdict[str, float] = defaultdict(float)
         for each in processes(run_dir.name):
             now[each.role.removesuffix(" rank").partition("-")[0]] += memory_bytes(each.pid) / 2**30
         for role, size in now.items():
             found[role] = max(found[role], size)
-        pause.wait(0.5)
+        time.sleep(0.5)
     return dict(found)
 
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", choices=[*SIZES, "adapters"])
     options = parser.parse_args()
-    results = []
+    results: list[dict[str, Any]] = []
     for name in [options.only] if options.only else [*SIZES, "adapters"]:
         shape = SIZES.get(name, SIZES["middle"])
         folder = options.out / f"memory-{name}"
@@ -103,8 +103,10 @@ def main() -> None:
             off = guess / measured[role] - 1
             results.append({"size": name, "role": role, "estimate": guess, "peak": measured[role], "off": off})
             print(f"{name:<10} {role:<12} {guess:6.2f} GiB estimated, {measured[role]:6.2f} at its peak: {off:+.0%}")
-        print(json.dumps(measured))
     (options.out / "memory.json").write_text(json.dumps(results, indent=1))
+    worst = max(abs(result["off"]) for result in results)
+    print(f"furthest off: {worst:.0%} (target: within {TARGET:.0%})")
+    sys.exit(worst > TARGET)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from __future__ import annotations
 from rlhf_ray.config import LearnerConfig, RunConfig
 from rlhf_ray.errors import UserError
 from rlhf_ray.models.folder import model_config, resolve_model
-from rlhf_ray.resources import GIB, learner_parameters, parameters
-from rlhf_ray.rewards.base import ModelRewardConfig
+from rlhf_ray.resources import GIB, learner_parameters, least_memory_gib, parameters
 
 _FLOAT = 4
 _PROCESS_GIB = 0.47
@@ -18,13 +17,12 @@ _VLLM_GIB = 1.47
 _CONTROLLER_GIB = 0.42
 _INBOX_GIB = 0.9
 """An inbox and Ray Train's controller."""
-_VLLM_COPIES = 1.75
-"""vLLM has the weights, and part of them again while it loads them or takes new ones."""
+_VLLM_AGAIN = 0.75
+"""So much of the weights vLLM has again while it loads them or takes new ones."""
 _ACTIVATIONS = 33
 """Floats that a block keeps for the backward pass, for each token and unit of its width."""
 _LOGITS_TRAINING, _LOGITS = 3, 1
 """How often the logits of a microbatch are there at once, with and without a backward pass."""
-_GRADIENTS_AND_ADAM = 3
 _COMMITTED = 4
 """Weights, two moments, and a part of them once more while it is written."""
 _BOTH = 0.35
@@ -35,38 +33,30 @@ part above."""
 
 
 def estimated_gib(config: RunConfig) -> dict[str, float]:
-    """GiB of all processes of each role; a hub model that is not downloaded yet counts as nothing."""
-    policy = _FLOAT * parameters(config.model.path) / GIB
-    rewards = _FLOAT * sum(parameters(s.path) for s in config.reward.sources if isinstance(s, ModelRewardConfig)) / GIB
-    found = {"controller": _CONTROLLER_GIB}
-    if not config.rollout.gpus:
-        one = _VLLM_GIB + config.rollout.kv_cache_gib + _VLLM_COPIES * policy
-        found["rollout"] = config.rollout.engines * (_PROCESS_GIB + policy if config.rollout.engine == "torch" else one)
-    if not config.reward.gpus:
-        found["reward"] = config.reward.replicas * (_PROCESS_GIB + rewards)
-    if not config.reference.gpus:
-        logits = _LOGITS * _logits_gib(config, config.policy.microbatch_tokens)
-        found["reference"] = config.reference.replicas * (_PROCESS_GIB + policy + logits)
-    for role, learner in config.learners.items():
-        if not learner.gpus_per_worker:
-            found[role] = _learner_gib(config, role, learner)
-        found[f"{role} inbox"] = _INBOX_GIB
-    return found
+    """GiB of all processes of each role. A hub model that is not downloaded counts as nothing, and so do activations
+    where `config.json` does not say the shape."""
+    least, rollout, reference = least_memory_gib(config), config.rollout, config.reference
+    logits = _LOGITS * _logits_gib(config, config.policy.microbatch_tokens)
+    vllm = _VLLM_GIB + _VLLM_AGAIN * _FLOAT * parameters(config.model.path) / GIB
+    more = {
+        "rollout": rollout.engines * (vllm if rollout.engine == "vllm" else _PROCESS_GIB),
+        "reward": config.reward.replicas * _PROCESS_GIB,
+        "reference": reference.replicas * (_PROCESS_GIB + logits),
+        **{role: _learner_gib(config, role, learner) for role, learner in config.learners.items()},
+    }
+    on_cpu = {role: weights + more[role] for role, weights in least.items()}
+    return {"controller": _CONTROLLER_GIB} | on_cpu | {f"{role} inbox": _INBOX_GIB for role in config.learners}
 
 
 def _learner_gib(config: RunConfig, role: str, learner: LearnerConfig) -> float:
-    """Over all ranks, of which the first writes the commits. ZeRO 1 to 3 share out Adam's state, 2 and 3 the gradients,
-    3 the weights."""
-    weights, ranks = _FLOAT * learner_parameters(config, role) / GIB, learner.num_workers
-    stage, trained = learner.deepspeed.zero_stage, 0.0 if learner.lora else 1.0
-    copies = [stage < 3, trained * (stage < 2), 2 * trained * (stage < 1)]
-    whole = sum(copies) * ranks + (1 + _GRADIENTS_AND_ADAM * trained - sum(copies))
+    """Beside weights, gradients and Adam's state, over all ranks, of which the first writes the commits."""
+    weights, trained = _FLOAT * learner_parameters(config, role) / GIB, 0 if learner.lora else 1
     written = weights * (trained * _COMMITTED + (_MERGED - trained if role == "policy" else 0))
     computed = _activations_gib(config, learner)
     if role == "policy":
         computed += _LOGITS_TRAINING * _logits_gib(config, learner.microbatch_tokens)
     first = max(written, computed) + _BOTH * min(written, computed)
-    return ranks * _PROCESS_GIB + whole * weights + first + (ranks - 1) * computed
+    return learner.num_workers * _PROCESS_GIB + first + (learner.num_workers - 1) * computed
 
 
 def _activations_gib(config: RunConfig, learner: LearnerConfig) -> float:

@@ -18,7 +18,7 @@ from rlhf_ray.errors import UserError
 from rlhf_ray.evidence import OVERALL
 from rlhf_ray.footprint import estimated_gib
 from rlhf_ray.machine import memory_gib
-from rlhf_ray.machine_checks import cluster, open_files, own_ports, shared_memory
+from rlhf_ray.machine_checks import Finding, cluster, open_files, own_ports, shared_memory
 from rlhf_ray.models.folder import (
     check_backbone,
     check_causal_lm,
@@ -93,21 +93,21 @@ def _check_online(config: RunConfig, run_dir: Path, download: bool) -> list[str]
         notes.append(f"prompts of {on_hub[0]} are on the hub: not checked, loaded when the run starts")
     else:
         _check_prompts(config, policy, notes)
-    return [*notes, memory_note(config)]
+    return [*notes, memory_finding(config).line]
 
 
-def memory_note(config: RunConfig) -> str:
+def memory_finding(config: RunConfig) -> Finding:
     """What the roles will take at their peak, and, if this machine has to have it all, whether it does."""
     by_role = estimated_gib(config)
     total = sum(by_role.values())
     parts = ", ".join(f"{role} {size:.1f}" for role, size in by_role.items())
-    sentence = f"memory at the peak: about {total:.1f} GiB ({parts})"
-    if config.placement.address or os.environ.get("RAY_ADDRESS") or total <= memory_gib():
-        return sentence
-    return (
-        f"{sentence}, more than the {memory_gib():.1f} of this machine: lower microbatch_tokens or "
-        "rollout.kv_cache_gib, train adapters (lora), or share out the state (num_workers, deepspeed.zero_stage)"
+    elsewhere = config.placement.address or os.environ.get("RAY_ADDRESS")
+    fix = (
+        f"more than the {memory_gib():.1f} of this machine: lower microbatch_tokens or rollout.kv_cache_gib, train "
+        "adapters (lora), or share out the state (num_workers, deepspeed.zero_stage)"
     )
+    fits = elsewhere or total <= memory_gib()
+    return Finding("memory at the peak", f"about {total:.1f} GiB ({parts})", "" if fits else fix)
 
 
 def _check_objectives(config: RewardModelConfig, feedback: Feedback) -> None:

@@ -86,11 +86,11 @@ def least_memory_gib(config: RunConfig) -> dict[str, float]:
 
     Activations and the libraries come on top. A hub model that is not downloaded yet counts as nothing.
     """
-    policy = parameters(config.model.path)
+    policy, cache = parameters(config.model.path), config.rollout.kv_cache_gib if config.rollout.engine == "vllm" else 0
     rewards = sum(parameters(s.path) for s in config.reward.sources if isinstance(s, ModelRewardConfig))
     asked: dict[str, float] = {}
     if not config.rollout.gpus:
-        asked["rollout"] = config.rollout.engines * (_WEIGHTS * policy / GIB + config.rollout.kv_cache_gib)
+        asked["rollout"] = config.rollout.engines * (_WEIGHTS * policy / GIB + cache)
     if not config.reward.gpus:
         asked["reward"] = config.reward.replicas * _WEIGHTS * rewards / GIB
     if not config.reference.gpus:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_ray.chaos.oracles import good_commits, no_orphans, same_bits
+from rlhf_ray.chaos.oracles import broken, good_commits, no_orphans, same_bits
 from rlhf_ray.chaos.runs import GONE_S, Wait, address, cluster, ended, started
 from rlhf_ray.config import AnyOfflineConfig, PreferenceConfig, RewardModelConfig
 from rlhf_ray.config_file import dump_config
@@ -88,13 +88,13 @@ def kill_fixed_data_run(
         except RunError as error:
             violations["P1"] = [str(error)]
         time.sleep(GONE_S)
-        found = {
-            "P2": list(_same_steps(quiet, killed)),
-            "P3": list(same_bits(quiet, killed)),
-            "P4": list(good_commits(killed)),
-            "P11": list(no_orphans(killed)),
-        }
-    return done, violations | {promise: sentences for promise, sentences in found.items() if sentences}
+        violations |= broken(
+            P2=_same_steps(quiet, killed),
+            P3=same_bits(quiet, killed),
+            P4=good_commits(killed),
+            P11=no_orphans(killed),
+        )
+    return done, violations
 
 
 def _kill(run_dir: Path, draw: random.Random, kills: int, wait: Wait) -> Iterator[Kill]:

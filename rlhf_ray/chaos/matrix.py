@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_ray.chaos.monkey import Monkey, Strike
-from rlhf_ray.chaos.oracles import exactly_once, good_commits, no_orphans, same_bits, true_weights
+from rlhf_ray.chaos.oracles import broken, exactly_once, good_commits, no_orphans, same_bits, true_weights
 from rlhf_ray.chaos.plan import Cell, Lane, config
 from rlhf_ray.chaos.runs import GONE_S, Wait, address, cluster, ended, started
 from rlhf_ray.config import RunConfig
@@ -72,11 +72,10 @@ def run_seed(
 
 
 def _judged(run: RunConfig, quiet: Path, killed: Path) -> dict[str, list[str]]:
-    found = {
-        "P2": list(exactly_once(run, quiet, killed)),
-        "P3": list(same_bits(quiet, killed)),
-        "P4": list(good_commits(killed)),
-        "P9": list(true_weights(killed)),
-        "P11": list(no_orphans(killed)),
-    }
-    return {promise: sentences for promise, sentences in found.items() if sentences}
+    return broken(
+        P2=exactly_once(run, quiet, killed),
+        P3=same_bits(quiet, killed),
+        P4=good_commits(killed),
+        P9=true_weights(killed),
+        P11=no_orphans(killed),
+    )

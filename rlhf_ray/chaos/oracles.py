@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlhf_ray import metrics as names
@@ -23,6 +23,12 @@ _TRAINER = "state/trainer/trainer_state.json"
 _OF_THE_CLOCK = re.compile("_runtime$|_per_second$|^train_loss$")
 _UNLIKE = ("manifest.json",)
 """Of a commit: it has hashes, so it differs where a file does."""
+
+
+def broken(**complaints: Iterable[str]) -> dict[str, list[str]]:
+    """What oracles say, by promise, of those that were not kept."""
+    found = {promise: list(sentences) for promise, sentences in complaints.items()}
+    return {promise: sentences for promise, sentences in found.items() if sentences}
 
 
 def exactly_once(config: RunConfig, quiet: Path, killed: Path) -> Iterator[str]:

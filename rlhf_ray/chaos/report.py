@@ -28,7 +28,7 @@ def as_json(outcomes: Sequence[Outcome], plans: Sequence[Sequence[Cell]]) -> dic
     """Everything, with the seconds of recovery by role."""
     strikes = [strike for outcome in outcomes for strike in outcome.strikes]
     return {
-        "machine": {"cpu_cores": cpu_cores(), "memory_gib": round(memory_gib(), 1)},
+        "machine": _machine(),
         "cells_planned": sum(len(plan) for plan in plans),
         "cells_survived": len(strikes),
         "recovery_s": {role: _quantiles(_of(role, strikes)) for role in sorted({one.cell.role for one in strikes})},
@@ -69,7 +69,7 @@ def _of(role: str, strikes: Sequence[Strike]) -> list[Strike]:
 def kills_as_json(kind: str, asked: int, kills: Sequence[Kill], broken: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Of a run on fixed data."""
     return {
-        "machine": {"cpu_cores": cpu_cores(), "memory_gib": round(memory_gib(), 1)},
+        "machine": _machine(),
         "kind": kind,
         "kills_planned": asked,
         "kills_survived": len(kills),
@@ -90,9 +90,8 @@ def kills_as_markdown(kills: Sequence[Kill], broken: Mapping[str, Sequence[str]]
 
 def soak_as_json(soak: Soak) -> dict[str, Any]:
     """Of a run that was killed at long intervals."""
-    machine = {"cpu_cores": cpu_cores(), "memory_gib": round(memory_gib(), 1)}
     strikes = [_strike(strike) for strike in soak.strikes]
-    return {"machine": machine, "effective": round(soak.effective, 4), **asdict(soak), "strikes": strikes}
+    return {"machine": _machine(), "effective": round(soak.effective, 4), **asdict(soak), "strikes": strikes}
 
 
 def soak_as_markdown(soak: Soak) -> str:
@@ -104,6 +103,10 @@ def soak_as_markdown(soak: Soak) -> str:
         f"{soak.effective:.1%} of the time was training."
     )
     return "\n".join([share, "", *rows, "", *_kept(soak.violations, [p for p in PROMISES if p != "P3"]), ""])
+
+
+def _machine() -> dict[str, float]:
+    return {"cpu_cores": cpu_cores(), "memory_gib": round(memory_gib(), 1)}
 
 
 def _kept(broken: Mapping[str, Sequence[str]], promises: Sequence[str]) -> list[str]:

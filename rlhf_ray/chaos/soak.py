@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_ray.chaos.monkey import ANY, Monkey, Strike
-from rlhf_ray.chaos.oracles import good_commits, no_orphans, plan_kept, true_weights
+from rlhf_ray.chaos.oracles import broken, good_commits, no_orphans, plan_kept, true_weights
 from rlhf_ray.chaos.plan import ROLES, Cell, Lane, config
 from rlhf_ray.chaos.runs import GONE_S, Wait, address, cluster, started, stopped
 from rlhf_ray.config import RunConfig
@@ -71,8 +71,10 @@ def soak(out: Path, seconds: float, every_s: float, lane: Lane, limit_s: float, 
 
 
 def undisturbed(seconds_each: Sequence[float], strikes: int) -> float:
-    """The mean of the steps but for the longest two a strike: the one that was struck, and one that waited."""
-    return statistics.fmean(sorted(seconds_each)[: max(1, len(seconds_each) - 2 * strikes)])
+    """The mean of the steps but for the longest two a strike: the one that was struck, and one that waited. 0 of
+    none."""
+    shorter = sorted(seconds_each)[: max(1, len(seconds_each) - 2 * strikes)]
+    return statistics.fmean(shorter) if shorter else 0.0
 
 
 def _strikes(monkey: Monkey, began: float, seconds: float, every_s: float) -> Iterator[Strike]:
@@ -92,10 +94,9 @@ def _seconds(line: dict[str, object]) -> float:
 
 
 def _judged(run: RunConfig, steps: int, killed: Path) -> dict[str, list[str]]:
-    found = {
-        "P2": list(plan_kept(run, steps, killed)),
-        "P4": list(good_commits(killed)),
-        "P9": list(true_weights(killed)),
-        "P11": list(no_orphans(killed)),
-    }
-    return {promise: sentences for promise, sentences in found.items() if sentences}
+    return broken(
+        P2=plan_kept(run, steps, killed),
+        P4=good_commits(killed),
+        P9=true_weights(killed),
+        P11=no_orphans(killed),
+    )

@@ -59,6 +59,8 @@ def fixed_data_chaos(out: Path, kind: Kind, kills: int, limit_s: float) -> Path:
 def soak_chaos(out: Path, minutes: float, every_s: float, lane: Lane, limit_s: float) -> Path:
     """The same for a run of so many minutes that is killed every `every_s` seconds. A share of training below 90 % is a
     `GateError` too."""
+    if 60 * minutes < every_s:
+        raise UserError(f"--soak {minutes:g}: nobody would be killed in it; give more minutes, or --every with less")
     found = soak(out, 60 * minutes, every_s, lane, limit_s, _teller(out))
     _write(out, soak_as_json(found), soak_as_markdown(found))
     broken = [f"{promise}: {sentences[0]}" for promise, sentences in found.violations.items()]

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from rich.console import Console
 
+from rlhf_ray.config import RunConfig
 from rlhf_ray.config_file import load_config
 from rlhf_ray.errors import UserError
 from rlhf_ray.machine import cpu_cores, memory_gib
@@ -36,7 +37,7 @@ def diagnose() -> list[Finding]:
 
 def diagnose_run(path: str, overrides: Sequence[str]) -> Iterator[Finding]:
     """What the run of a config would find at its start, as far as that can be known here."""
-    from rlhf_ray.preflight import preflight
+    from rlhf_ray.preflight import memory_finding, preflight
 
     config = load_config(path, overrides)
     run_dir = Path("runs", config.name)
@@ -45,7 +46,9 @@ def diagnose_run(path: str, overrides: Sequence[str]) -> Iterator[Finding]:
     except UserError as error:
         yield Finding(path, "cannot start", f"{error}")
         return
-    yield from (Finding(path, note) for note in notes)
+    memory = [memory_finding(config)] if isinstance(config, RunConfig) else []
+    yield from (Finding(path, note) for note in notes if note not in [finding.line for finding in memory])
+    yield from memory
 
 
 def print_findings(findings: Sequence[Finding], as_json: bool) -> None:

@@ -73,6 +73,8 @@ def chaos(
     """Prove recovery: kill every process of a small run in every phase, and compare with the run left alone."""
     from rlhf_ray.cli.chaos import chaos_command, fixed_data_chaos, soak_chaos
 
+    if soak is not None and fixed_data is not None:
+        raise UserError("--soak and --fixed-data: choose one")
     if soak is not None:
         typer.echo(soak_chaos(out, soak, every, engine, limit).read_text())
         return

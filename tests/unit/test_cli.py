@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from tiny_folders import run_config
 
+from rlhf_ray.cli.doctor import diagnose_run
 from rlhf_ray.cli.main import main
 from rlhf_ray.config import RunConfig
+from rlhf_ray.config_file import dump_config
 from rlhf_ray.errors import RunError
 
 Captured = pytest.CaptureFixture[str]
@@ -24,7 +26,6 @@ Captured = pytest.CaptureFixture[str]
 @pytest.fixture
 def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config file that passes every check, in the current directory; it runs a fake launch."""
-    from rlhf_ray.config_file import dump_config
 
     config = run_config(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -204,3 +205,28 @@ def test_doctor_names_the_fix(monkeypatch: pytest.MonkeyPatch, capsys: Captured)
     main(["doctor", "--json"])
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert {"python", "torch", "memory", "embedded model"} <= {finding["name"] for finding in findings}
+
+
+def test_doctor_checks_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its notes, each once, and a lack of memory with its fix; or why it cannot start."""
+    config = run_config(tmp_path)
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    monkeypatch.chdir(tmp_path)
+    *notes, memory = diagnose_run("run.yaml", [])
+    assert memory.name == "memory at the peak" and memory.ok
+    assert [note.found for note in notes] == [config.arithmetic(), "16 training prompts, 4 held out"]
+    monkeypatch.setattr("rlhf_ray.preflight.memory_gib", lambda: 1.0)
+    *_, memory = diagnose_run("run.yaml", [])
+    assert "more than the 1.0 of this machine" in memory.fix
+    (found,) = diagnose_run("run.yaml", ["prompts.path=none.jsonl"])
+    assert found.found == "cannot start" and "none.jsonl does not exist" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [(["--fixed-data", "dpo"], "--soak and --fixed-data: choose one"), ([], "--soak 1: nobody would be killed in it")],
+)
+def test_a_soak_that_proves_nothing(tmp_path: Path, capsys: Captured, more: list[str], message: str) -> None:
+    assert main(["chaos", "--soak", "1", "--out", str(tmp_path / "out"), *more]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_folders import run_config
 
-from rlhf_ray import footprint
+from rlhf_ray import footprint, resources
 from rlhf_ray.config import RunConfig
 from rlhf_ray.footprint import estimated_gib
 
@@ -20,8 +20,8 @@ WEIGHTS = 10**9
 def one_gigaweight(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every model; two blocks, width 8, 100 tokens in the vocabulary."""
     shape = {"hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 100}
-    monkeypatch.setattr(footprint, "parameters", lambda path: WEIGHTS)
-    monkeypatch.setattr(footprint, "learner_parameters", lambda config, role: WEIGHTS)
+    for module in (footprint, resources):
+        monkeypatch.setattr(module, "parameters", lambda path: WEIGHTS)
     monkeypatch.setattr(footprint, "model_config", lambda folder: shape)
 
 
@@ -70,7 +70,7 @@ def test_activations(tmp_path: Path) -> None:
 
 
 def test_activations_that_are_larger_than_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(footprint, "learner_parameters", lambda config, role: 10)
+    monkeypatch.setattr(resources, "parameters", lambda path: 10)
     monkeypatch.setattr(footprint, "model_config", lambda folder: {"hidden_size": 8, "num_hidden_layers": 2})
     config = run_config(tmp_path, critic={"microbatch_tokens": 100, "num_workers": 2})
     most = 4 * 100 * 8 * 2 * 33

@@ -11,7 +11,7 @@ from tiny_folders import reward_folder, run_config
 from rlhf_ray.config import RewardModelConfig, RunConfig
 from rlhf_ray.errors import UserError
 from rlhf_ray.models.tiny import tiny_model
-from rlhf_ray.preflight import check_function, feasible, memory_note, preflight
+from rlhf_ray.preflight import check_function, feasible, preflight
 from rlhf_ray.resources import checkpoint_gib, least_memory_gib, requests
 
 
@@ -156,8 +156,8 @@ def test_memory_has_a_lower_bound(tmp_path: Path) -> None:
 
 def test_too_little_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = run_config(tmp_path)
-    assert "more than" not in memory_note(config)
+    assert "more than" not in memory_finding(config).line
     monkeypatch.setattr("rlhf_ray.preflight.memory_gib", lambda: 1.0)
-    assert "more than the 1.0 of this machine: lower microbatch_tokens" in memory_note(config)
+    assert "more than the 1.0 of this machine: lower microbatch_tokens" in memory_finding(config).line
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
-    assert "more than" not in memory_note(config), "the cluster has it"
+    assert "more than" not in memory_finding(config).line, "the cluster has it"
