@@ -11,7 +11,7 @@ from tiny_folders import reward_folder, run_config
 from rlhf_ray.config import RewardModelConfig, RunConfig
 from rlhf_ray.errors import UserError
 from rlhf_ray.models.tiny import tiny_model
-from rlhf_ray.preflight import check_function, feasible, preflight
+from rlhf_ray.preflight import check_function, feasible, memory_finding, preflight
 from rlhf_ray.resources import checkpoint_gib, least_memory_gib, requests
 
 
