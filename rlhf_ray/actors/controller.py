@@ -146,6 +146,8 @@ class Controller:
             pool.tell = partial(self._journal.event, "revived")
             pool.all("ping")
             pool.busy()  # of others
+        if self._shared.lease is None:  # a push that the last controller began must not keep the ranks waiting
+            rollout.all("claim", rollout.owner)
         alone = config.placement.mode == "separate" and config.rollout.gpus >= 1
         weights = WeightBroadcast(policy, rollout, "nccl" if alone else "gloo")
         if self._shared.lease is not None:

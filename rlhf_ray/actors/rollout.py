@@ -51,11 +51,13 @@ class RolloutActor(Living):
         self._on_engine(lambda: self._engine.collective_rpc("join_weight_group", args=(meeting, first_rank, buckets)))
 
     def claim(self, owner: str) -> None:
-        """From now on the engine works for `owner` only, without weights or requests of others."""
+        """From now on the engine works for `owner` only, without weights or requests of others. A push of others that
+        has not come this far fails."""
 
         def drop() -> None:
             self._engine.abort_request(list(self._waiting))
             self._waiting.clear()
+            self._engine.collective_rpc("leave_weight_group")
             self._owner, self._version, self._reason = owner, None, f"{owner} has pushed none yet"
 
         if owner != self._owner:

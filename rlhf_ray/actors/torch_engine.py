@@ -89,7 +89,7 @@ class TorchEngine(WeightReceiver):
         for sequence in self._sequences.values():
             sequence.cache = None
 
-    def collective_rpc(self, method: str, args: Sequence[object]) -> list[Any]:
+    def collective_rpc(self, method: str, args: Sequence[object] = ()) -> list[Any]:
         """What its one worker, itself, gives back."""
         return [getattr(self, method)(*args)]
 

@@ -19,7 +19,9 @@ PHASES = ("idle", "generate", "score", "update", "push", "commit", "resume")
 """Idle: the controller computes advantages, and every other role waits."""
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)
 """Of seed 0, 1, 2, and so on in turn. The seeds 0, 1, 2 are for one run of PPO, 3, 4, 5 for one of GRPO, and so on."""
-STEPS_A_CELL = 3
+STEPS_A_CELL, SPARE_STEPS = 2, 20
+"""A run that is struck must not end before the last cell: a phase may be over before its victim is, then the next step
+has to do."""
 OPENERS = ("driver", "controller", "policy inbox", "critic inbox")
 """Roles without which a run resumes at its newest commit."""
 _ROLES: dict[str, tuple[str, str, int]] = {
@@ -114,7 +116,7 @@ def config(out: Path, seed: int, lane: Lane, num_cells: int) -> RunConfig:
                 "max_concurrent": 1 if lane == "vllm" else 16,
             },
             "train": {
-                "num_steps": STEPS_A_CELL * num_cells + 4,
+                "num_steps": STEPS_A_CELL * num_cells + SPARE_STEPS,
                 "prompts_per_step": 4,
                 "checkpoint_every": 2,
                 "deadline_s": 300,

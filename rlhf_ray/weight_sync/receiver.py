@@ -16,6 +16,7 @@ class WeightReceiver:
 
     rank: int
     model_runner: Any
+    _group: WeightGroup | None = None
 
     def join_weight_group(self, meeting: Rendezvous, first_rank: int, buckets: Sequence[Bucket]) -> None:
         """Joins the group as `first_rank` plus this worker's tensor-parallel rank."""
@@ -23,13 +24,20 @@ class WeightReceiver:
         self._names = {spec.name for bucket in buckets for spec in bucket.specs}
         self._group = WeightGroup(meeting, first_rank + self.rank)
 
+    def leave_weight_group(self) -> None:
+        """Over gloo, a sender that waits for this worker gets an error at once."""
+        self._group = None
+
     def receive_weights(self, version: int) -> int:
         """Loads one push; returns how many tensors came. Each bucket is verified before it is loaded; on an error the
         caller must treat the engine as unusable until a later push succeeds."""
         received: set[str] = set()
+        group = self._group
+        if group is None:
+            raise WeightPushError(f"version {version}: this engine is in no weight group")
 
         def counted() -> Any:
-            for name, tensor in self._group.receive(self._buckets, version):
+            for name, tensor in group.receive(self._buckets, version):
                 received.add(name)
                 yield name, tensor
 

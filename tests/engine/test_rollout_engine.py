@@ -60,12 +60,16 @@ def pair(
     spec = EngineSpec(folder, "float32", max_model_len=64, threads=1, on_gpu=False, rollout=rollout)
     os.environ.update(engine_environment(spec))
     actor, sender = RolloutActor(spec), Sender(folder)
+    _meet(actor, sender)
+    yield actor, sender
+
+
+def _meet(actor: RolloutActor, sender: Sender) -> None:
     meeting = Rendezvous("127.0.0.1", free_port(), 2, "gloo", 30.0)
     joining = threading.Thread(target=actor.join, args=(meeting, 1, sender.buckets))
     joining.start()
     sender.group = WeightGroup(meeting, 0)
     joining.join()
-    yield actor, sender
 
 
 def _push(actor: RolloutActor, sender: Sender, version: int) -> None:
@@ -281,6 +285,7 @@ def test_a_claimed_engine_works_for_its_claimant_only(pair: tuple[RolloutActor, 
     """What another run has under way is dropped, and its weights are nobody's any more."""
     actor, sender = pair
     actor.claim("first")
+    _meet(actor, sender)
     _push(actor, sender, 21)
     with pytest.raises(RuntimeError, match="second asks, but this engine works for first"):
         list(actor.generate(_asked(_prompts(1), 1), ("claim",), "second"))
@@ -290,8 +295,14 @@ def test_a_claimed_engine_works_for_its_claimant_only(pair: tuple[RolloutActor, 
     assert list(under_way) == [], "the run that was there before gets nothing more"
     with pytest.raises(WeightPushError, match="second has pushed none yet"):
         list(actor.generate(_asked(_prompts(1), 1), ("claim",), "second"))
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):  # and not when its time is up
+        sender.send(21)
+    with pytest.raises(WeightPushError, match="in no weight group"):
+        actor.load_weights(21)
+    _meet(actor, sender)
     _push(actor, sender, 22)
     found = [rollout for chunk in actor.generate(_asked(_prompts(3), 2), ("claim",), "second") for rollout in chunk]
     assert len(found) == 6 and {rollout.policy_version for rollout in found} == {22}
     actor.claim("")  # as the other tests expect it
+    _meet(actor, sender)
     _push(actor, sender, 23)
