@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,16 @@ class Sleeper:
     def stop(self) -> None:
         """The whole process, as SIGSTOP does."""
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A worker group without ranks of its own."""
+
+    role: str
+    name: str
+    config: object
+
+    def fit(self, inbox: Any) -> None:
+        """Never ends."""
+        threading.Event().wait()

@@ -109,18 +109,16 @@ class LearnerGroup:
         return [answer.value for answer in answers]
 
     def _bereaved(self, answers: list[Answer], index: int) -> bool:
-        """Whether a rank's error is of the death of another one: Ray Train will build the group again."""
+        """Whether a rank's error is of the death of another one, which may have answered before it died: Ray Train will
+        build the group again."""
         if answers[0].error is None:
             return False
-        silent: list[int] = self._get(self.inbox.missing.remote(index))
-        workers = self.workers()
         try:
-            ready: list[Any] = [workers[rank].__ray_ready__ for rank in silent if rank in workers]
-            ray.get([method.remote() for method in ready], timeout=_POLL_S)
-            return False
+            ray.get([rank.__ray_ready__.remote() for rank in self.workers().values()], timeout=_POLL_S)
         except (RayActorError, GetTimeoutError):
             time.sleep(_REBUILD_S)
             return True
+        return not self._get(self.inbox.failed.remote(index))  # those that live may be the next ones already
 
     def call(self, name: str, *arguments: object, mutates: bool = False) -> list[Any]:
         """`post` and `collect`."""

@@ -231,6 +231,10 @@ class Inbox:
     def _in_vain(self) -> bool:
         return self._joins_in_vain > TRIES * self._world_size
 
+    async def failed(self, index: int) -> bool:
+        """Whether a rank has answered with an error, and no rank has joined since."""
+        return any(answer.error for answer in self._answers[self._known(index)].values())
+
     async def missing(self, index: int) -> list[int]:
         """The ranks that have not answered yet."""
         answers = self._answers[self._known(index)]

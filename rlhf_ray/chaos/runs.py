@@ -84,6 +84,12 @@ def started(folder: Path, run_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.wait(_END_S)
 
 
+def last_words(folder: Path, run_dir: Path) -> str:
+    """The last line that the run has written to its log, for whoever cannot look."""
+    lines = (folder / f"{run_dir.name}.log").read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
+
+
 def ended(process: subprocess.Popen[bytes], run_dir: Path, limit_s: float = _END_S) -> None:
     """Returns when the run is over and went well; else, or after `limit_s`, a `RunError`."""
     _ended(process, run_dir, limit_s, 0)
