@@ -39,6 +39,8 @@ class Strike:
     pid: int
     back_s: float
     """Until a whole step was finished that had begun after the successor of the victim."""
+    together: bool = False
+    """Whether another process was struck before the run was back; the time is then that of both."""
 
 
 class _Now(NamedTuple):
@@ -78,7 +80,10 @@ class Monkey:
                 continue  # the next one is struck before the run has come back from this one
             self._back(struck)
             now = time.monotonic()
-            yield from (Strike(one.cell, one.step, one.phase, one.process.pid, now - one.at) for one in opened)
+            together = resuming or len(opened) > 1
+            yield from (
+                Strike(one.cell, one.step, one.phase, one.process.pid, now - one.at, together) for one in opened
+            )
             opened.clear()
 
     def _strike(self, cell: Cell) -> _Struck:

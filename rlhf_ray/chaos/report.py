@@ -25,20 +25,22 @@ PROMISES = {
 
 
 def as_json(outcomes: Sequence[Outcome], plans: Sequence[Sequence[Cell]]) -> dict[str, Any]:
-    """Everything, with the seconds of recovery by role."""
+    """Everything, with the seconds of recovery by role: of one death, and of two before the run was back."""
     strikes = [strike for outcome in outcomes for strike in outcome.strikes]
+    roles = sorted({one.cell.role for one in strikes})
     return {
         "machine": _machine(),
         "cells_planned": sum(len(plan) for plan in plans),
         "cells_survived": len(strikes),
-        "recovery_s": {role: _quantiles(_of(role, strikes)) for role in sorted({one.cell.role for one in strikes})},
+        "recovery_s": {role: _quantiles(_of(role, strikes)) for role in roles},
+        "recovery_together_s": {role: _quantiles(_of(role, strikes, together=True)) for role in roles},
         "seeds": [_seed(outcome) for outcome in outcomes],
     }
 
 
 def as_markdown(outcomes: Sequence[Outcome], plans: Sequence[Sequence[Cell]]) -> str:
     """Roles by phases: how many strikes were survived of how many, and the median of seconds until a whole step was
-    done again."""
+    done again. A star marks what is known only together with another death, of which p50 and p95 have none."""
     strikes = [strike for outcome in outcomes for strike in outcome.strikes]
     planned = [cell for plan in plans for cell in plan]
     roles = [role for role in ROLES if any(cell.role == role for cell in planned)]
@@ -48,10 +50,10 @@ def as_markdown(outcomes: Sequence[Outcome], plans: Sequence[Sequence[Cell]]) ->
         squares = []
         for phase in phases:
             asked = sum((cell.role, cell.phase) == (role, phase) for cell in planned)
-            seconds = [one.back_s for one in strikes if (one.cell.role, one.cell.phase) == (role, phase)]
-            squares.append(f"{len(seconds)}/{asked}" + (f" {statistics.median(seconds):.0f} s" if seconds else ""))
-        found = _quantiles(_of(role, strikes))
-        squares += [f"{found['p50']:.0f} s", f"{found['p95']:.0f} s"] if found else ["", ""]
+            found = [one for one in strikes if (one.cell.role, one.cell.phase) == (role, phase)]
+            squares.append(f"{len(found)}/{asked}{_median(found)}")
+        back = _quantiles(_of(role, strikes))
+        squares += [f"{back['p50']:.0f} s", f"{back['p95']:.0f} s"] if back else ["", ""]
         rows.append(f"| {role} | " + " | ".join(squares) + " |")
     verdicts = [f"- {promise}, {says}: {_verdict(promise, outcomes)}" for promise, says in PROMISES.items()]
     return "\n".join([*rows, "", *verdicts, ""])
@@ -62,8 +64,15 @@ def _verdict(promise: str, outcomes: Sequence[Outcome]) -> str:
     return "; ".join(broken) if broken else f"so for {', '.join(f'seed {one.seed}' for one in outcomes)}"
 
 
-def _of(role: str, strikes: Sequence[Strike]) -> list[Strike]:
-    return [strike for strike in strikes if strike.cell.role == role]
+def _of(role: str, strikes: Sequence[Strike], together: bool = False) -> list[Strike]:
+    return [strike for strike in strikes if strike.cell.role == role and strike.together is together]
+
+
+def _median(strikes: Sequence[Strike]) -> str:
+    if not strikes:
+        return ""
+    alone = [strike.back_s for strike in strikes if not strike.together]
+    return f" {statistics.median(alone or [strike.back_s for strike in strikes]):.0f} s{'' if alone else ' *'}"
 
 
 def kills_as_json(kind: str, asked: int, kills: Sequence[Kill], broken: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -69,25 +69,24 @@ def address() -> Iterator[None]:
 
 @contextlib.contextmanager
 def started(folder: Path, run_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`rlhf-ray train` with its supervisor; ended afterwards, whatever happens."""
+    """`rlhf-ray train` with its supervisor; ended afterwards, whatever happens. A `RunError` inside gets the last line
+    of its log, for whoever cannot look."""
     command = [sys.executable, "-m", "rlhf_ray.cli.main", "train", str(folder / "run.yaml"), "--run-dir", str(run_dir)]
     command += ["--max-failures", str(_FAILURES)]
-    with (folder / f"{run_dir.name}.log").open("wb") as log:
+    path = folder / f"{run_dir.name}.log"
+    with path.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         yield process
+    except RunError as error:
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise RunError(f"{error}. Its log ends with: {lines[-1] if lines else 'nothing'}") from error
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             time.sleep(1.5)  # a second signal within a second counts as the first
             process.send_signal(signal.SIGTERM)
             process.wait(_END_S)
-
-
-def last_words(folder: Path, run_dir: Path) -> str:
-    """The last line that the run has written to its log, for whoever cannot look."""
-    lines = (folder / f"{run_dir.name}.log").read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
 
 
 def ended(process: subprocess.Popen[bytes], run_dir: Path, limit_s: float = _END_S) -> None:
