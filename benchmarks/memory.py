@@ -1,8 +1,8 @@
 """Is `rlhf-ray doctor CONFIG` right about memory? `python benchmarks/memory.py OUT`: estimate and peak of every role.
 
 PPO with vLLM and every role: three sizes of a Llama with SmolLM2's vocabulary and random weights, and the middle size
-with adapters; five steps with a commit after each. Memory is the proportional set size of a role's processes, sampled
-twice a second; the peak of a role is the largest sum over its processes.
+with adapters; five steps with a commit after each. A process's peak is the kernel's own (`VmHWM`), less what it shared
+with others when it was last looked at; the peak of a role is the largest sum over its processes.
 """
 
 from __future__ import annotations
@@ -70,11 +70,22 @@ def peaks(run_dir: Path, process: subprocess.Popen[bytes]) -> dict[str, float]:
     while process.poll() is None:
         now: defaultdict[str, float] = defaultdict(float)
         for each in processes(run_dir.name):
-            now[each.role.removesuffix(" rank").partition("-")[0]] += memory_bytes(each.pid) / 2**30
+            now[each.role.removesuffix(" rank").partition("-")[0]] += peak_bytes(each.pid) / 2**30
         for role, size in now.items():
             found[role] = max(found[role], size)
         time.sleep(0.5)
     return dict(found)
+
+
+def peak_bytes(pid: int) -> int:
+    """Until now; 0 if the process is gone. Samples of its memory alone would miss what is there for a moment."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    found = {line.split()[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("VmHWM:", "VmRSS:"))}
+    alone = memory_bytes(pid)
+    return found["VmHWM:"] - found["VmRSS:"] + alone if found and alone else 0
 
 
 def main() -> None:
@@ -102,7 +113,8 @@ def main() -> None:
         for role, guess in estimate.items():
             off = guess / measured[role] - 1
             results.append({"size": name, "role": role, "estimate": guess, "peak": measured[role], "off": off})
-            print(f"{name:<10} {role:<12} {guess:6.2f} GiB estimated, {measured[role]:6.2f} at its peak: {off:+.0%}")
+            said = f"{name:<10} {role:<12} {guess:6.2f} GiB estimated, {measured[role]:6.2f} at its peak: {off:+.0%}"
+            print(said, flush=True)
     (options.out / "memory.json").write_text(json.dumps(results, indent=1))
     worst = max(abs(result["off"]) for result in results)
     print(f"furthest off: {worst:.0%} (target: within {TARGET:.0%})")

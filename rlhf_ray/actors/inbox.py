@@ -232,8 +232,8 @@ class Inbox:
         return self._joins_in_vain > TRIES * self._world_size
 
     async def failed(self, index: int) -> bool:
-        """Whether a rank has answered with an error, and no rank has joined since."""
-        return any(answer.error for answer in self._answers[self._known(index)].values())
+        """Whether a rank has answered with an error, and none has joined since; or the ranks have died too often."""
+        return self._in_vain() or any(answer.error for answer in self._answers[self._known(index)].values())
 
     async def missing(self, index: int) -> list[int]:
         """The ranks that have not answered yet."""

@@ -102,9 +102,15 @@ class PolicyLearner(_Learner):
         """Sends all weights as `version`; returns the number of buckets."""
         if self.rank == 0 and self._group is None:
             raise RuntimeError("the weight group is gone: this rank was rebuilt after the group had formed")
-        for bucket, tensors in self._export:
-            if self._group is not None:
-                self._group.send(bucket, tensors, version)
+        fault: RuntimeError | None = None
+        for bucket, tensors in self._export:  # to the end, also after an error: ranks may have to gather them together
+            if self._group is not None and fault is None:
+                try:
+                    self._group.send(bucket, tensors, version)
+                except RuntimeError as error:
+                    fault = error
+        if fault is not None:
+            raise fault
         return len(self._export.buckets)
 
     def logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -68,11 +68,10 @@ class RolloutActor(Living):
 
         def load() -> int:
             self._version, self._reason = None, f"the push of version {version} has not finished"
-            try:
-                counts = self._engine.collective_rpc("receive_weights", args=(version,))
-            except Exception as error:
-                self._reason = f"the push of version {version} failed: {error}"
-                raise WeightPushError(self._reason) from error
+            counts = self._engine.collective_rpc("receive_weights", args=(version,))
+            if faults := [count for count in counts if isinstance(count, str)]:
+                self._reason = f"the push of version {version} failed: {faults[0]}"
+                raise WeightPushError(self._reason)
             # Requests that are under way keep their tokens; what they attend to is computed again.
             self._engine.reset_prefix_cache(reset_running_requests=True)
             self._version = version

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlhf_ray.chaos.monkey import Monkey, Strike
 from rlhf_ray.chaos.oracles import broken, exactly_once, good_commits, no_orphans, same_bits, true_weights
-from rlhf_ray.chaos.plan import Cell, Lane, config
+from rlhf_ray.chaos.plan import Cell, Lane, config, steps_for
 from rlhf_ray.chaos.runs import GONE_S, Wait, address, cluster, ended, started
 from rlhf_ray.config import RunConfig
 from rlhf_ray.config_file import dump_config
@@ -36,16 +36,16 @@ def run_seed(
     out: Path, seed: int, plan: Sequence[Cell], lane: Lane, limit_s: float, tell: Callable[[str], None]
 ) -> Outcome:
     """What the monkey of `seed` did, and what the oracles say. The run that is left alone is made for the first seed of
-    an algorithm; it is the same for all."""
-    run = config(out, seed, lane, len(plan))
+    an algorithm and length; it is the same for all."""
+    run = config(out, seed, lane, steps_for(plan))
     outcome = Outcome(seed, run.algorithm.type, steps=run.train.num_steps)
     folder = out / run.name
-    quiet, killed = folder / "quiet", folder / f"killed-{seed}"
+    quiet, killed = folder / f"quiet-{run.train.num_steps}", folder / f"killed-{seed}"
     length = f"{run.train.num_steps} steps of {run.algorithm.type}"
+    (folder / "run.yaml").write_text(dump_config(run), encoding="utf-8")
     with cluster(), address():
         if not quiet.exists():
             began = time.monotonic()
-            (folder / "run.yaml").write_text(dump_config(run), encoding="utf-8")
             with started(folder, quiet) as process:
                 ended(process, quiet, _START_S + _STEP_S * run.train.num_steps)
             outcome.seconds_quiet = time.monotonic() - began

@@ -80,9 +80,9 @@ class Monkey:
                 continue  # the next one is struck before the run has come back from this one
             self._back(struck)
             now = time.monotonic()
-            together = resuming or len(opened) > 1
             yield from (
-                Strike(one.cell, one.step, one.phase, one.process.pid, now - one.at, together) for one in opened
+                Strike(one.cell, one.step, one.phase, one.process.pid, now - one.at, together=resuming)
+                for one in opened
             )
             opened.clear()
 

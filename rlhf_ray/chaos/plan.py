@@ -19,9 +19,9 @@ PHASES = ("idle", "generate", "score", "update", "push", "commit", "resume")
 """Idle: the controller computes advantages, and every other role waits."""
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)
 """Of seed 0, 1, 2, and so on in turn. The seeds 0, 1, 2 are for one run of PPO, 3, 4, 5 for one of GRPO, and so on."""
-STEPS_A_CELL, SPARE_STEPS = 2, 20
-"""A run that is struck must not end before the last cell: a phase may be over before its victim is, then the next step
-has to do."""
+_STEPS_A_CELL, _SPARE_STEPS, _STEPS_WITHOUT_DRIVER = 2, 20, 45
+"""A phase may be over before its victim is struck, then the next step has to do. A run goes on for the 30 s in which
+nobody misses a driver that was stopped."""
 OPENERS = ("driver", "controller", "policy inbox", "critic inbox")
 """Roles without which a run resumes at its newest commit."""
 _ROLES: dict[str, tuple[str, str, int]] = {
@@ -67,6 +67,12 @@ def cells(seed: int, roles: Sequence[str] = ROLES, phases: Sequence[str] = PHASE
     return ordered + resumes
 
 
+def steps_for(plan: Sequence[Cell]) -> int:
+    """So long a run must be to be struck so often."""
+    stopped = sum(cell.role == "driver" and cell.sign is signal.SIGSTOP for cell in plan)
+    return _STEPS_A_CELL * len(plan) + _SPARE_STEPS + _STEPS_WITHOUT_DRIVER * stopped
+
+
 def _is_grpo(seed: int) -> bool:
     return seed // len(SIGNALS) % 2 == 1
 
@@ -84,8 +90,9 @@ def successor(run: str, role: str, ticks: int) -> bool:
     return any(each.role == tag and title in each.title and each.started >= ticks for each in processes(run))
 
 
-def config(out: Path, seed: int, lane: Lane, num_cells: int) -> RunConfig:
-    """A run of a tiny model with every role, long enough for `num_cells` strikes; its files are in a folder of `out`.
+def config(out: Path, seed: int, lane: Lane, steps: int) -> RunConfig:
+    """A run of a tiny model with every role; its files are in a folder of `out`, which seeds share that have the same
+    run but for its length.
 
     One process samples one answer at a time: what vLLM computes depends, in the last bits, on what it computes beside
     it. The torch engine needs no such care.
@@ -116,7 +123,7 @@ def config(out: Path, seed: int, lane: Lane, num_cells: int) -> RunConfig:
                 "max_concurrent": 1 if lane == "vllm" else 16,
             },
             "train": {
-                "num_steps": STEPS_A_CELL * num_cells + SPARE_STEPS,
+                "num_steps": steps,
                 "prompts_per_step": 4,
                 "checkpoint_every": 2,
                 "deadline_s": 300,

@@ -21,7 +21,7 @@ from rlhf_ray.errors import RunError
 from rlhf_ray.rundir.journal import read_phase
 from rlhf_ray.rundir.lines import read_lines
 
-_CELLS = 100_000
+_STEPS = 200_000
 """The run is stopped when its time is over; it must not end before."""
 
 
@@ -45,7 +45,7 @@ class Soak:
 
 def soak(out: Path, seconds: float, every_s: float, lane: Lane, limit_s: float, tell: Callable[[str], None]) -> Soak:
     """Trains for `seconds` with a kill in the middle of every `every_s`, role after role."""
-    run = config(out, 0, lane, _CELLS)
+    run = config(out, 0, lane, _STEPS)
     folder, found = out / run.name, Soak(every_s)
     killed = folder / "killed"
     (folder / "run.yaml").write_text(dump_config(run), encoding="utf-8")

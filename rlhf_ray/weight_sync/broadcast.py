@@ -17,6 +17,10 @@ from torch import Tensor
 from rlhf_ray.models.device import device
 from rlhf_ray.weight_sync.bucket import Bucket, pack, unpack
 
+_MEET_S = 30.0
+"""So long members wait for each other. All are told at the same time, when they have nothing else to do; but NCCL's
+meet in the first broadcast, for which the sender may have to gather its weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
@@ -28,23 +32,25 @@ class Rendezvous:
     backend: Literal["gloo", "nccl"]
     """NCCL needs a GPU of its own for every member; gloo goes through main memory and always works."""
     timeout_s: float
+    """Of a broadcast."""
 
 
 class WeightGroup:
     """One member of the group. Rank 0 calls `send`, every other rank `receive`, as often as weights change."""
 
     def __init__(self, meeting: Rendezvous, rank: int) -> None:
-        timeout = timedelta(seconds=meeting.timeout_s)
+        timeout, nccl = timedelta(seconds=meeting.timeout_s), meeting.backend == "nccl"
+        meet = timeout if nccl else min(timeout, timedelta(seconds=_MEET_S))
         store = dist.TCPStore(
-            meeting.host, meeting.port, meeting.world_size, is_master=rank == 0, timeout=timeout, wait_for_workers=False
+            meeting.host, meeting.port, meeting.world_size, is_master=rank == 0, timeout=meet, wait_for_workers=False
         )
         self._store = store  # rank 0's store is the server: it must live as long as the group
-        self._memory = device() if meeting.backend == "nccl" else torch.device("cpu")
-        if meeting.backend == "nccl":
+        self._memory = device() if nccl else torch.device("cpu")
+        if nccl:
             self._group: dist.ProcessGroup = dist.ProcessGroupNCCL(store, rank, meeting.world_size)  # type: ignore[call-arg,assignment]  # the stubs lack its default and its methods
-            self._group._set_default_timeout(timeout)  # type: ignore[attr-defined]  # the stubs lack it
         else:
-            self._group = dist.ProcessGroupGloo(store, rank, meeting.world_size, timeout)  # type: ignore[assignment]  # likewise
+            self._group = dist.ProcessGroupGloo(store, rank, meeting.world_size, meet)  # type: ignore[assignment]  # likewise
+        self._group._set_default_timeout(timeout)  # type: ignore[attr-defined]  # the stubs lack it
 
     def send(self, bucket: Bucket, tensors: Sequence[Tensor], version: int) -> None:
         """Broadcasts one bucket from rank 0."""

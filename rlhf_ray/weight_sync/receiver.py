@@ -28,9 +28,16 @@ class WeightReceiver:
         """Over gloo, a sender that waits for this worker gets an error at once."""
         self._group = None
 
-    def receive_weights(self, version: int) -> int:
-        """Loads one push; returns how many tensors came. Each bucket is verified before it is loaded; on an error the
-        caller must treat the engine as unusable until a later push succeeds."""
+    def receive_weights(self, version: int) -> int | str:
+        """How many tensors came, or what went wrong: the engine is unusable then until a later push succeeds. An error
+        that a worker raised would be the answer to the next call, where vLLM has several workers."""
+        try:
+            return self._receive(version)
+        except Exception as error:  # whatever it is, the engine's owner is told
+            return f"{type(error).__name__}: {error}"
+
+    def _receive(self, version: int) -> int:
+        """Loads one push; returns how many tensors came. Each bucket is verified before it is loaded."""
         received: set[str] = set()
         group = self._group
         if group is None:

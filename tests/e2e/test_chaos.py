@@ -49,7 +49,7 @@ def runs(folder: Path, tmp_path: Path) -> tuple[RunConfig, Path, Path]:
     config = load_config(folder / "ppo-0" / "run.yaml", [])
     assert isinstance(config, RunConfig)
     shutil.copytree(folder / "ppo-0" / "killed-0", tmp_path / "killed-0")
-    return config, folder / "ppo-0" / "quiet", tmp_path / "killed-0"
+    return config, folder / "ppo-0" / f"quiet-{config.train.num_steps}", tmp_path / "killed-0"
 
 
 def _tables(run: Path) -> list[Path]:

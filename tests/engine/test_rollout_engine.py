@@ -7,6 +7,7 @@ import itertools
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -291,12 +292,14 @@ def test_a_claimed_engine_works_for_its_claimant_only(pair: tuple[RolloutActor, 
         list(actor.generate(_asked(_prompts(1), 1), ("claim",), "second"))
     under_way = actor.generate(_asked(_prompts(4), 2), ("claim",), "first")
     next(under_way)
-    actor.claim("second")
+    with ThreadPoolExecutor(1) as thread:  # a push of the first, of which this engine has not been told
+        sending = thread.submit(sender.send, 21)
+        actor.claim("second")
+        with pytest.raises(RuntimeError, match="Connection closed by peer"):  # and not when its time is up
+            sending.result()
     assert list(under_way) == [], "the run that was there before gets nothing more"
     with pytest.raises(WeightPushError, match="second has pushed none yet"):
         list(actor.generate(_asked(_prompts(1), 1), ("claim",), "second"))
-    with pytest.raises(RuntimeError, match="Connection closed by peer"):  # and not when its time is up
-        sender.send(21)
     with pytest.raises(WeightPushError, match="in no weight group"):
         actor.load_weights(21)
     _meet(actor, sender)

@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from rlhf_ray.actors.group import LearnerGroup
-from rlhf_ray.actors.inbox import Answer
+from rlhf_ray.actors.inbox import TRIES, Answer
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import PlacementConfig
 from rlhf_ray.errors import RunError
@@ -84,3 +84,12 @@ def test_so_it_is_if_the_next_ranks_are_there_before_anybody_has_looked(ranks: R
     answers = ray.get(ranks.group.inbox.wait.remote(index, 1.0))
     ranks.join()
     assert answers[0].error and ranks.group._bereaved(answers, index)
+
+
+def test_ranks_that_die_again_and_again_are_given_up(ranks: Ranks) -> None:
+    """Their errors are forgotten each time; that they have died is not."""
+    index = ranks.group.post("update", mutates=True)
+    for _ in range(TRIES + 1):
+        ranks.join()
+    with pytest.raises(RunError, match=f"its ranks died more than {TRIES} times in turn"):
+        ranks.group.collect(index, "update")

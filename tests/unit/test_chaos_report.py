@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rlhf_ray.chaos.matrix import Outcome
 from rlhf_ray.chaos.monkey import Monkey, Strike, _Struck
-from rlhf_ray.chaos.plan import Cell
+from rlhf_ray.chaos.plan import Cell, steps_for
 from rlhf_ray.chaos.report import as_json, as_markdown
-from rlhf_ray.chaos.runs import Wait
+from rlhf_ray.chaos.runs import Wait, ended, started
+from rlhf_ray.errors import RunError
 from rlhf_ray.tags import Process
 
 KILL = signal.SIGKILL
@@ -34,6 +36,21 @@ def test_the_monkey_says_who_died_with_another(tmp_path: Path, monkeypatch: pyte
     strikes = list(Monkey(tmp_path, 0, Wait("run", 60.0, lambda: False)).work(PLAN))
     assert [strike.cell for strike in strikes] == PLAN
     assert [strike.together for strike in strikes] == [True, True, False, False, True]
+
+
+def test_a_driver_that_is_stopped_is_not_missed_for_a_while() -> None:
+    """Meanwhile the run goes on, and needs the steps for it."""
+    stopped = [replace(cell, sign=signal.SIGSTOP) for cell in PLAN]
+    assert steps_for(PLAN) == 2 * 5 + 20
+    assert steps_for(stopped) == 2 * 5 + 20 + 2 * 45
+
+
+def test_a_run_that_ends_has_the_last_word(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("kind: nonsense\n")
+    run = tmp_path / "killed-0"
+    said = r"killed-0 ended with exit code 2.*Its log ends with: .*run\.yaml"
+    with pytest.raises(RunError, match=said), started(tmp_path, run) as process:
+        ended(process, run, 60)
 
 
 def test_quantiles_are_of_single_deaths() -> None:
