@@ -67,13 +67,15 @@ class RolloutActor(Living):
         """Receives one push; returns the number of tensors. After a failure the engine refuses to generate."""
 
         def load() -> int:
+            before = self._version
             self._version, self._reason = None, f"the push of version {version} has not finished"
             counts = self._engine.collective_rpc("receive_weights", args=(version,))
             if faults := [count for count in counts if isinstance(count, str)]:
                 self._reason = f"the push of version {version} failed: {faults[0]}"
                 raise WeightPushError(self._reason)
-            # Requests that are under way keep their tokens; what they attend to is computed again.
-            self._engine.reset_prefix_cache(reset_running_requests=True)
+            if before != version:  # else it is for another engine, and what has been computed is of the same weights
+                # Requests that are under way keep their tokens; what they attend to is computed again.
+                self._engine.reset_prefix_cache(reset_running_requests=True)
             self._version = version
             return int(counts[0])
 
