@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -42,6 +44,15 @@ def ticks_now() -> int:
 def processes(run: str) -> list[Process]:
     """Those of this machine that belong to `run`, oldest first."""
     return sorted(_tagged(run))
+
+
+def end_processes(run: str, role: str, title: str, age_s: float) -> None:
+    """SIGKILL to those of this machine that play `role` in the run, whose title begins so, and that are so old."""
+    for process in processes(run):
+        old = ticks_now() - process.started >= age_s * os.sysconf("SC_CLK_TCK")
+        if process.role == role and process.title.startswith(title) and old:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
 
 
 def _tagged(run: str) -> Iterator[Process]:

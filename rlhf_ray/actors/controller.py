@@ -139,9 +139,8 @@ class Controller:
         for note in notes:
             self._journal.event("data", note)
         rollout, reference, reward = make_pools(config, self._shared.actors, new_owner(run_dir))
-        self._watch = Watch(
-            [rollout, reference, reward], list(self._groups.values()), partial(self._journal.event, "hung")
-        )
+        pools, hung = (rollout, reference, reward), partial(self._journal.event, "hung")
+        self._watch = Watch(run_dir.name, pools, list(self._groups.values()), hung)
         for pool in (reference, reward, rollout):
             pool.tell = partial(self._journal.event, "revived")
             pool.all("ping")

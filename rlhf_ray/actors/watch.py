@@ -10,10 +10,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlhf_ray.actors.group import InboxLost, LearnerGroup
 from rlhf_ray.actors.living import stacks
 from rlhf_ray.actors.pools import HEALTH, Pool
+from rlhf_ray.tags import end_processes
 
 HUNG_S = 15.0
 """So long an actor may be silent that has answered before. It does so from a thread of its own, while it computes."""
@@ -25,19 +27,32 @@ _STACKS_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An actor, how it is asked, and how long it may be silent."""
+    """An actor, how it is asked, how long it may be silent, and how its process is found."""
 
     name: str
     actor: Any
     ask: Callable[[], Any]
     patience_s: float
+    tag: str
+    title: str = "ray::"
+
+    def end(self, run: str) -> None:
+        """Ray asks a process to end, which one does not hear that hung before Ray had connected to it."""
+        ray.kill(self.actor, no_restart=False)
+        for node in ray.nodes():
+            if node["Alive"]:
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                end = ray.remote(end_processes).options(num_cpus=0, scheduling_strategy=there)
+                end.remote(run, self.tag, self.title, self.patience_s)
 
 
 class Watch:
     """A thread that asks all roles of a run whether they live, until `stop`."""
 
-    def __init__(self, pools: Sequence[Pool], groups: Sequence[LearnerGroup], tell: Callable[[str], None]) -> None:
-        self._pools, self._groups, self._tell = pools, groups, tell
+    def __init__(
+        self, run: str, pools: Sequence[Pool], groups: Sequence[LearnerGroup], tell: Callable[[str], None]
+    ) -> None:
+        self._run, self._pools, self._groups, self._tell = run, pools, groups, tell
         self._over = threading.Event()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
@@ -81,21 +96,23 @@ class Watch:
                 if member.actor in known and time.monotonic() - since > member.patience_s:
                     del asked[reference]
                     self._tell(f"{member.name} did not answer for {member.patience_s:.0f} s and was killed.")
-                    ray.kill(member.actor, no_restart=False)
+                    member.end(self._run)
 
     def _members(self) -> list[Member]:
         found: list[Member] = []
         for pool in self._pools:
             for i, actor in enumerate(pool.actors):
                 alive = actor.alive.options(concurrency_group=HEALTH).remote
-                found.append(Member(f"{pool.role}-{i}", actor, alive, HUNG_S))
+                found.append(Member(f"{pool.role}-{i}", actor, alive, HUNG_S, f"{pool.role}-{i}"))
         for group in self._groups:
-            found.append(Member(f"the inbox of {group.role}", group.inbox, group.inbox.incarnation.remote, HUNG_S))
+            name, inbox = f"the inbox of {group.role}", f"{group.role} inbox"
+            found.append(Member(name, group.inbox, group.inbox.incarnation.remote, HUNG_S, inbox, "ray::Inbox"))
             for rank, worker in _told(group.workers, {}).items():
-                found.append(Member(f"rank {rank} of {group.role}", worker, worker.__ray_ready__.remote, HUNG_S))
+                name, ready = f"rank {rank} of {group.role}", worker.__ray_ready__.remote
+                found.append(Member(name, worker, ready, HUNG_S, f"{group.role} rank", "ray::RayTrainWorker"))
             if (controller := _told(group.train_controller, None)) is not None:
-                name = f"Ray Train's controller of {group.role}"
-                found.append(Member(name, controller, controller.__ray_ready__.remote, HUNG_TRAIN_S))
+                name, ready = f"Ray Train's controller of {group.role}", controller.__ray_ready__.remote
+                found.append(Member(name, controller, ready, HUNG_TRAIN_S, inbox, "ray::TrainController"))
         return found
 
 

@@ -57,6 +57,7 @@ def fixed_data_config(folder: Path, kind: Kind, kills: int) -> AnyOfflineConfig:
             "num_workers": 2,
             "max_steps": _STEPS_A_KILL * kills + 10,
             "checkpoint_every": 3,
+            "max_restarts": 20,  # the kills between two commits are drawn, and may be more than a user would bear
         },
     }
     if kind == "reward":

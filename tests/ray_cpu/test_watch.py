@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,8 @@ from rlhf_ray.actors.pools import HEALTH, Pool
 from rlhf_ray.actors.watch import Watch
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import PlacementConfig
-from tests.short_lived import Sleeper
+from rlhf_ray.tags import processes, tags
+from tests.short_lived import Inbox, Sleeper
 
 HUNG_S = 5.0
 
@@ -39,7 +41,7 @@ def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watching]:
 
     def begin(pools: list[Pool], groups: list[Any]) -> list[str]:
         said: list[str] = []
-        begun.append(Watch(pools, groups, said.append))
+        begun.append(Watch("watched", pools, groups, said.append))
         return said
 
     yield begin
@@ -47,9 +49,10 @@ def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watching]:
         one.stop()
 
 
-def _sleeper(loads_s: float) -> Any:
-    kind: Any = ray.remote(concurrency_groups={HEALTH: 1})(Sleeper)  # type: ignore[call-overload]  # the stubs lack it
-    return kind.options(num_cpus=0, max_restarts=-1).remote(loads_s)
+def _sleeper(loads_s: float, of: type = Sleeper, role: str = "somebody") -> Any:
+    kind: Any = ray.remote(concurrency_groups={HEALTH: 1})(of)  # type: ignore[call-overload]  # the stubs lack it
+    environment = {"env_vars": tags("watched", role)}
+    return kind.options(num_cpus=0, max_restarts=-1, runtime_env=environment).remote(loads_s)
 
 
 def _await(what: Callable[[], bool]) -> None:
@@ -90,9 +93,13 @@ def test_so_is_the_controller_of_ray_train(watching: Watching) -> None:
     assert said == ["Ray Train's controller of policy did not answer for 5 s and was killed."]
 
 
-def test_an_inbox_loads_nothing_so_it_need_not_have_answered(watching: Watching) -> None:
-    inbox = _sleeper(0.0)
-    ray.get(inbox.pid.remote(), timeout=60)
+def test_an_inbox_loads_nothing_so_it_need_not_have_answered(
+    watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor need Ray have connected to it, which then asks it to end in vain (Ray 2.60)."""
+    monkeypatch.setattr(ray, "kill", lambda actor, no_restart: None)
+    inbox = _sleeper(0.0, Inbox, "policy inbox")
+    first = ray.get(inbox.pid.remote(), timeout=60)
     inbox.stop.remote()
     time.sleep(1)
     said = watching(
@@ -100,3 +107,6 @@ def test_an_inbox_loads_nothing_so_it_need_not_have_answered(watching: Watching)
     )
     _await(lambda: bool(said))
     assert said == ["the inbox of policy did not answer for 5 s and was killed."]
+    living = partial(processes, "watched")
+    _await(lambda: first not in [one.pid for one in living()])
+    _await(lambda: any(one.role == "policy inbox" and one.title.startswith("ray::Inbox") for one in living()))

@@ -1,0 +1,37 @@
+"""Which of a machine's processes are ended: those of a run and a role that are old enough."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rlhf_ray.tags import end_processes, tags
+
+
+@pytest.mark.parametrize(
+    ("run", "role", "title", "age_s", "ends"),
+    [
+        ("tagged", "sleeper", sys.executable, 0.0, True),
+        ("tagged", "sleeper", sys.executable, 0.3, True),
+        ("tagged", "sleeper", sys.executable, 60.0, False),  # a successor
+        ("tagged", "sleeper", "ray::", 0.0, False),
+        ("tagged", "other", sys.executable, 0.0, False),
+        ("other", "sleeper", sys.executable, 0.0, False),
+    ],
+)
+def test_which_processes_are_ended(run: str, role: str, title: str, age_s: float, ends: bool) -> None:
+    """Also while they are stopped."""
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | tags("tagged", "sleeper"))
+    try:
+        time.sleep(0.5)
+        end_processes(run, role, title, age_s)
+        time.sleep(0.2)
+        assert (process.poll() is not None) is ends
+    finally:
+        process.kill()
+        process.wait()
