@@ -14,7 +14,7 @@ from rlhf_ray.actors.group import InboxLost
 from rlhf_ray.errors import StallError
 
 
-class Short:
+class Controller:
     """A controller without a run. `does` names what comes of it: one of the private methods."""
 
     def __init__(self, does: str, run_dir: Path, number: int) -> None:

@@ -25,6 +25,7 @@ from rlhf_ray.errors import LostError, RunError, UserError
 from rlhf_ray.report.progress import ProgressView
 from rlhf_ray.rundir.commit import newest_first
 from rlhf_ray.rundir.lines import append_line
+from rlhf_ray.tags import end_processes
 
 _POLL_S = 0.5
 _SILENT_S = 30.0
@@ -91,6 +92,8 @@ class _Controllers:
                 self._note(f"{error}. Another controller goes on at the newest commit: nothing was lost.")
             finally:
                 ray.kill(controller)
+                # Ray only asks, and one that hangs would keep the run to itself. It is beside us (`make_controller`).
+                end_processes(self._run_dir.name, "controller", "ray::Controller", 0.0)
         if self._stopping:
             raise KeyboardInterrupt
         return summary

@@ -18,7 +18,7 @@ from rlhf_ray.actors.worker_group import WorkerGroup
 from rlhf_ray.data.batching import rows_together
 from rlhf_ray.errors import LostError, RunError, StallError
 from rlhf_ray.ports import Busy, Metrics, Written
-from rlhf_ray.tags import tags
+from rlhf_ray.tags import end_processes, tags
 from rlhf_ray.types import Batch
 
 _POLL_S = 5.0
@@ -39,7 +39,7 @@ class LearnerGroup:
 
     def __init__(self, group: WorkerGroup, deadline_s: float) -> None:
         """Starts it."""
-        self.role = group.role
+        self.role, self._run = group.role, group.name
         self.deadline_s = deadline_s
         self._beginning: int | None = None
         self._saved: int | None = None
@@ -72,6 +72,7 @@ class LearnerGroup:
                 if time.monotonic() > limit:
                     raise InboxLost(f"the inbox of {self.role} does not answer") from None
                 ray.kill(self.inbox, no_restart=False)
+                end_processes(self._run, f"{self.role} inbox", "ray::Inbox", _BACK_S)  # Ray only asks
             except InboxLost as lost:
                 if isinstance(lost.__cause__, ActorDiedError) or time.monotonic() > limit:
                     raise

@@ -19,7 +19,8 @@ from rlhf_ray.cluster import connected
 from rlhf_ray.config import PlacementConfig
 from rlhf_ray.errors import LostError, RunError
 from rlhf_ray.rundir.lines import read_lines
-from tests.short_lived import Short
+from rlhf_ray.tags import processes, tags
+from tests.short_lived import Controller
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,9 @@ def run(ray_is_up: None, tmp_path: Path, told: list[dict[str, object]]) -> Run:
 
     def follow(*does: str) -> dict[str, Any]:
         def make(number: int) -> Any:
-            return ray.remote(Short).options(num_cpus=0, max_concurrency=4).remote(does[number], tmp_path, number)
+            options = {"num_cpus": 0, "runtime_env": {"env_vars": tags(tmp_path.name, "controller")}}
+            kind: Any = ray.remote(Controller)
+            return kind.options(**options, max_concurrency=4).remote(does[number], tmp_path, number)
 
         return _Controllers(make, tmp_path, 60.0, told.extend).run()
 
@@ -65,8 +68,11 @@ def test_another_controller_goes_on(run: Run, tmp_path: Path, told: list[dict[st
 
 
 def test_a_controller_that_hangs_is_replaced(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if Ray cannot tell it to end, and it would keep the run to itself."""
     monkeypatch.setattr(driver, "_SILENT_S", 5.0)
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
     assert run("hangs", "finishes") == {"number": 1}
+    assert "controller" not in [process.role for process in processes(tmp_path.name)]
     assert _sentences(tmp_path)[0] == (
         "The controller did not answer in time. Another controller goes on at the newest commit: nothing was lost."
     )
