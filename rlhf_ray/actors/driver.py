@@ -85,6 +85,8 @@ class _Controllers:
                 summary = self._follow(controller)
                 break
             except _ControllerLost as error:
+                # Ray only asks, and one that hangs would keep the run to itself. It is beside us (`make_controller`).
+                end_processes(self._run_dir.name, "controller", "ray::Controller", 0.0)
                 before, newest = newest, self._newest_commit()
                 losses = losses + 1 if newest == before else 1
                 if losses == LOSSES:
@@ -92,8 +94,6 @@ class _Controllers:
                 self._note(f"{error}. Another controller goes on at the newest commit: nothing was lost.")
             finally:
                 ray.kill(controller)
-                # Ray only asks, and one that hangs would keep the run to itself. It is beside us (`make_controller`).
-                end_processes(self._run_dir.name, "controller", "ray::Controller", 0.0)
         if self._stopping:
             raise KeyboardInterrupt
         return summary

@@ -72,7 +72,7 @@ def test_a_controller_that_hangs_is_replaced(run: Run, tmp_path: Path, monkeypat
     monkeypatch.setattr(driver, "_SILENT_S", 5.0)
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     assert run("hangs", "finishes") == {"number": 1}
-    assert "controller" not in [process.role for process in processes(tmp_path.name)]
+    assert len([process for process in processes(tmp_path.name) if process.role == "controller"]) == 1  # the second
     assert _sentences(tmp_path)[0] == (
         "The controller did not answer in time. Another controller goes on at the newest commit: nothing was lost."
     )
