@@ -20,7 +20,6 @@ MANIFEST = "manifest.json"
 LATEST = "latest"
 _TEMPORARY = ".tmp-"
 _DAMAGED = ".damaged"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +164,12 @@ def verify(path: Path) -> list[str]:
     return problems + [f"{name} is missing" for name in sorted(expected.keys() - found)]
 
 
-def prune(parent: Path, keep: int, worth: str | None = None) -> list[Path]:
+def prune(parent: Path, keep: int, worth: str | None = None, sealed: Path | None = None) -> list[Path]:
     """Deletes all but the `keep` newest commits, and the one whose meta has the highest `worth`, the newest if several
     have; returns what was deleted.
 
     If none of the kept ones verifies, the newest good one among the others stays too; if none is good at all, nothing
-    is deleted.
+    is deleted. `sealed` is the newest commit if the caller has made it just now: it is not read a second time.
     """
     if keep < 1:
         raise ValueError(f"keep = {keep}: at least one commit must stay")
@@ -179,7 +178,7 @@ def prune(parent: Path, keep: int, worth: str | None = None) -> list[Path]:
     if not rest:
         return []
     forget_unfinished(parent)
-    good = next((path for path in kept + rest if not verify(path)), None)
+    good = sealed or next((path for path in kept + rest if not verify(path)), None)
     if good is None:
         return []
     best = _best(commits, worth) if worth else None
@@ -272,11 +271,8 @@ def _plain_files(folder: Path) -> Iterator[Path]:
 
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:

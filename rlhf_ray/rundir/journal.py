@@ -211,7 +211,7 @@ class RunDirectory:
     def _finish(self, commit: Unfinished, state: State, write: Callable[[Path], None]) -> Path:
         path = finish_commit(commit, write)
         self.committed = Commit(path, dict(state))
-        prune(path.parent, self._keep, WORTH)
+        prune(path.parent, self._keep, WORTH, sealed=path)
         return path
 
     def records_since(self, index: int) -> list[dict[str, object]]:

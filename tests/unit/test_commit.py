@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_ray.rundir import commit as commit_module
 from rlhf_ray.rundir.commit import commit_directory, fork_commit, latest_commit, prune, set_aside, verify
 
 
@@ -164,6 +165,13 @@ def test_prune_keeps_the_newest_and_never_the_last_good_one_goes(tmp_path: Path)
     assert prune(tmp_path, 1) == []
     with pytest.raises(ValueError, match="keep = 0"):
         prune(tmp_path, 0)
+
+
+def test_what_was_sealed_just_now_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(1, 4):
+        sealed = commit_directory(tmp_path, f"step-{step:06d}", write("a"), {"step": step})
+    monkeypatch.setattr(commit_module, "verify", lambda path: pytest.fail(f"{path.name} was read"))
+    assert [p.name for p in prune(tmp_path, 1, sealed=sealed)] == ["step-000002", "step-000001"]
 
 
 def test_a_damaged_commit_set_aside_frees_its_name(tmp_path: Path) -> None:
