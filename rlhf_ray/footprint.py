@@ -13,20 +13,19 @@ from rlhf_ray.resources import GIB, learner_parameters, least_memory_gib, parame
 _FLOAT = 4
 _PROCESS_GIB = 0.47
 """Python, torch, transformers and Ray in one process; what processes share counts in part."""
-_VLLM_GIB = 1.47
+_VLLM_GIB = 1.52
 _CONTROLLER_GIB = 0.42
 _INBOX_GIB = 0.9
 """An inbox and Ray Train's controller."""
-_VLLM_AGAIN = 0.75
-"""So much of the weights vLLM has again while it loads them or takes new ones."""
-_ACTIVATIONS = 33
+_ACTIVATIONS = 29
 """Floats that a block keeps for the backward pass, for each token and unit of its width."""
-_LOGITS_TRAINING, _LOGITS = 3, 1
+_LOGITS_TRAINING, _LOGITS = 3, 2
 """How often the logits of a microbatch are there at once, with and without a backward pass."""
-_COMMITTED = 4
-"""Weights, two moments, and a part of them once more while it is written."""
-_BOTH = 0.35
-"""A commit is written beside generation mostly, not beside an update: so much of the smaller one comes on top."""
+_COMMITTED = 3
+"""Weights and two moments."""
+_BOTH = 0.2
+"""A commit is written beside generation mostly, not beside an update: so much of the smaller one comes on top, more on
+a busy machine."""
 _MERGED = 2
 """The policy's weights as they are served, and once more while they are written. If all are trained, the second is the
 part above."""
@@ -37,7 +36,7 @@ def estimated_gib(config: RunConfig) -> dict[str, float]:
     where `config.json` does not say the shape."""
     least, rollout, reference = least_memory_gib(config), config.rollout, config.reference
     logits = _LOGITS * _logits_gib(config, config.policy.microbatch_tokens)
-    vllm = _VLLM_GIB + _VLLM_AGAIN * _FLOAT * parameters(config.model.path) / GIB
+    vllm = _VLLM_GIB + _FLOAT * parameters(config.model.path) / GIB  # twice there while it loads or takes new ones
     more = {
         "rollout": rollout.engines * (vllm if rollout.engine == "vllm" else _PROCESS_GIB),
         "reward": config.reward.replicas * _PROCESS_GIB,

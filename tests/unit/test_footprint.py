@@ -34,13 +34,13 @@ def floats_a_weight(config: RunConfig, role: str) -> float:
 @pytest.mark.parametrize(
     ("changes", "policy", "critic"),
     [
-        # weights, gradients, two moments; at a commit those without gradients, merged, and a part of it
-        ({}, 4 + 3 + 1 + 1, 4 + 3 + 1),
-        ({"lora": {"rank": 4}}, 1 + 2, 1),  # the base; merged, and a part of it
-        ({"num_workers": 2}, 8 + 5, 8 + 4),
-        ({"num_workers": 2, "deepspeed": {"zero_stage": 1}}, 2 * 2 + 2 + 5, 2 * 2 + 2 + 4),
-        ({"num_workers": 2, "deepspeed": {"zero_stage": 2}}, 2 * 1 + 1 + 2 + 5, 2 * 1 + 1 + 2 + 4),
-        ({"num_workers": 2, "deepspeed": {"zero_stage": 3}}, 4 + 5, 4 + 4),
+        # weights, gradients, two moments; at a commit those without gradients, and merged
+        ({}, 4 + 3 + 1, 4 + 3),
+        ({"lora": {"rank": 4}}, 1 + 2, 1),  # the base; merged, and once more
+        ({"num_workers": 2}, 8 + 4, 8 + 3),
+        ({"num_workers": 2, "deepspeed": {"zero_stage": 1}}, 2 * 2 + 2 + 4, 2 * 2 + 2 + 3),
+        ({"num_workers": 2, "deepspeed": {"zero_stage": 2}}, 2 * 1 + 1 + 2 + 4, 2 * 1 + 1 + 2 + 3),
+        ({"num_workers": 2, "deepspeed": {"zero_stage": 3}}, 4 + 4, 4 + 3),
         ({"num_workers": 2, "deepspeed": {"zero_stage": 3}, "lora": {"rank": 4}}, 1 + 2, 1),
     ],
 )
@@ -62,19 +62,19 @@ def test_activations(tmp_path: Path) -> None:
         return estimated_gib(config)["policy"] * GIB
 
     logits = 3 * 0.25 * 100  # three times those of the answers, a quarter of the tokens
-    blocks = 8 * 2 * 33
-    assert of(5000) - of(1000) == pytest.approx(0.35 * 4 * 4000 * (blocks + logits))
-    assert of(5000, prompts=20) - of(1000) == pytest.approx(0.35 * 4 * 600 * (blocks + logits))
+    blocks = 8 * 2 * 29
+    assert of(5000) - of(1000) == pytest.approx(0.2 * 4 * 4000 * (blocks + logits))
+    assert of(5000, prompts=20) - of(1000) == pytest.approx(0.2 * 4 * 600 * (blocks + logits))
     less = of(5000, checkpointing=True) - of(1000, checkpointing=True)
-    assert less == pytest.approx(0.35 * 4 * 4000 * (8 * (2 + 33) + logits))
+    assert less == pytest.approx(0.2 * 4 * 4000 * (8 * (2 + 29) + logits))
 
 
 def test_activations_that_are_larger_than_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "parameters", lambda path: 10)
     monkeypatch.setattr(footprint, "model_config", lambda folder: {"hidden_size": 8, "num_hidden_layers": 2})
     config = run_config(tmp_path, critic={"microbatch_tokens": 100, "num_workers": 2})
-    most = 4 * 100 * 8 * 2 * 33
-    asked = 2 * most + 2 * 4 * 4 * 10 + 0.35 * 4 * 4 * 10
+    most = 4 * 100 * 8 * 2 * 29
+    asked = 2 * most + 2 * 4 * 4 * 10 + 0.2 * 4 * 3 * 10
     assert (estimated_gib(config)["critic"] - 2 * 0.47) * GIB == pytest.approx(asked, rel=1e-6)
 
 
@@ -89,6 +89,6 @@ def test_roles_on_gpus_and_roles_that_a_run_lacks(tmp_path: Path) -> None:
 
 def test_engines(tmp_path: Path) -> None:
     one = estimated_gib(run_config(tmp_path, rollout={"kv_cache_gib": 1}))["rollout"]
-    assert one == pytest.approx(1.47 + 1 + 1.75 * 4 * WEIGHTS / GIB)
+    assert one == pytest.approx(1.52 + 1 + 2 * 4 * WEIGHTS / GIB)
     two = run_config(tmp_path, rollout={"engines": 2, "engine": "torch", "kv_cache_gib": 1})
     assert estimated_gib(two)["rollout"] == pytest.approx(2 * (0.47 + 4 * WEIGHTS / GIB))
