@@ -21,7 +21,7 @@ from rlhf_ray.config_file import dump_config
 from rlhf_ray.evaluation.memory import memory_bytes
 from rlhf_ray.footprint import estimated_gib
 from rlhf_ray.models.smollm2 import smollm2_folder
-from rlhf_ray.tags import processes
+from rlhf_ray.tags import processes, run_id
 
 SIZES = {"small": (320, 8, 5), "middle": (448, 16, 7), "large": (576, 30, 9)}
 """Width, blocks, heads; the large one is SmolLM2-135M's."""
@@ -69,7 +69,7 @@ def peaks(run_dir: Path, process: subprocess.Popen[bytes]) -> dict[str, float]:
     found: defaultdict[str, float] = defaultdict(float)
     while process.poll() is None:
         now: defaultdict[str, float] = defaultdict(float)
-        for each in processes(run_dir.name):
+        for each in processes(run_id(run_dir)):
             now[each.role.removesuffix(" rank").partition("-")[0]] += peak_bytes(each.pid) / 2**30
         for role, size in now.items():
             found[role] = max(found[role], size)

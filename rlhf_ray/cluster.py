@@ -32,6 +32,8 @@ from rlhf_ray.rundir.lines import append_line
 if TYPE_CHECKING:  # loads torch
     from rlhf_ray.actors.controller import Folders
 
+_TOLD_EACH_TIME = "ray._private.authentication.authentication_token_setup"
+"""Ray's logger that says that its cluster has a token, which is as it should be."""
 _ONE_MACHINE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # nobody drains its node; a process less for each group
 
 
@@ -51,6 +53,7 @@ def connected(placement: PlacementConfig, cpus: float = 1.0) -> Iterator[None]:
     settings: dict[str, Any] = {"address": address} if address else _embedded(placement, cpus)
     environment = _environment() | ({} if address else _ONE_MACHINE)
     handler = signal.getsignal(signal.SIGTERM)
+    logging.getLogger(_TOLD_EACH_TIME).setLevel(logging.ERROR)
     ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env={"env_vars": environment}, **settings)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # ray.init puts one there that exits at once

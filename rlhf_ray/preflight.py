@@ -32,6 +32,7 @@ from rlhf_ray.models.folder import (
 from rlhf_ray.models.lean import import_lean
 from rlhf_ray.resources import checkpoint_gib, feasible
 from rlhf_ray.rewards.base import FunctionRewardConfig, ModelRewardConfig
+from rlhf_ray.rundir.commit import newest_first
 
 __all__ = ["feasible", "preflight"]
 
@@ -197,7 +198,8 @@ def _scale_notes(config: RunConfig, folder: Path) -> list[str]:
 def _check_disk(config: RunConfig, run_dir: Path) -> None:
     parent = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
     free, one = shutil.disk_usage(parent).free / 2**30, checkpoint_gib(config)
-    needed = one * (config.train.keep_checkpoints + 2)
+    there = len(newest_first(run_dir / "checkpoints"))  # of a run that is resumed; one is written before one goes
+    needed = one * (config.train.keep_checkpoints + 2 - min(there, config.train.keep_checkpoints + 1))
     if needed > free:
         raise UserError(
             f"{run_dir}: {free:.1f} GiB of disk are free, but train.keep_checkpoints = {config.train.keep_checkpoints} "

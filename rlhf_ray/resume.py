@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rlhf_ray.config import AnyConfig
 from rlhf_ray.config_file import dump_config, load_config
@@ -15,7 +16,13 @@ from rlhf_ray.rundir.commit import replace_file
 
 _LEFT_OVER_S = 60.0
 _POLL_S = 0.1
-_MAY_CHANGE = frozenset({"train", "placement", "sentinels", "name"})
+_MAY_CHANGE = ("name", "placement", "sentinels", "train")
+_MEANS = frozenset({
+    "num_workers", "cpus_per_worker", "gpus_per_worker", "zero_stage", "microbatch_tokens", "gradient_checkpointing",
+    "replicas", "engines", "cpus", "gpus", "tensor_parallel", "max_concurrent", "kv_cache_gib",
+    "gpu_memory_utilization", "push_bucket_mib",
+})  # fmt: skip
+"""Of the other sections: by which means a role computes, not what."""
 
 
 @contextlib.contextmanager
@@ -48,10 +55,26 @@ def accept_changes(run_dir: Path, config: AnyConfig) -> None:
     """Makes `config` the one of the run at `run_dir`, unless it differs in what the checkpoint depends on."""
     old = load_config(run_dir / "config.yaml", [])
     before, after = old.model_dump(mode="json"), config.model_dump(mode="json")
-    changed = sorted(key for key in after if before.get(key) != after[key] and key not in _MAY_CHANGE)
+    changed = [key for key in _differing(before, after) if not _may_change(key)]
     if changed:
         raise UserError(
             f"--resume: {', '.join(changed)} differ from {run_dir / 'config.yaml'}; a resumed run may change only "
-            f"{', '.join(sorted(_MAY_CHANGE))}. Start a new run directory for the rest"
+            f"{', '.join(_MAY_CHANGE)}, and of the rest {', '.join(sorted(_MEANS))}. For another value of the "
+            "rest begin a new run, at a checkpoint of this one with `rlhf-ray fork`"
         )
     replace_file(run_dir / "config.yaml", dump_config(config))
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """Dotted keys, as far down as both have sections."""
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _differing(old, new, f"{within}{key}.")
+        elif old != new:
+            yield f"{within}{key}"
+
+
+def _may_change(key: str) -> bool:
+    section, *within = key.split(".")
+    return section in _MAY_CHANGE or (bool(within) and within[-1] in _MEANS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import time
@@ -14,8 +15,14 @@ _RUN = b"RLHF_RAY_RUN="
 _ROLE = b"RLHF_RAY_ROLE="
 
 
+def run_id(run_dir: Path) -> str:
+    """What tells the run at `run_dir` from another one whose folder has the same name."""
+    place = hashlib.blake2b(os.fsencode(run_dir.resolve()), digest_size=4).hexdigest()
+    return f"{run_dir.name}-{place}"
+
+
 def tags(run: str, role: str) -> dict[str, str]:
-    """Of the environment of a process that plays `role` in the run."""
+    """Of the environment of a process that plays `role` in the run with that `run_id`."""
     return {_RUN.decode()[:-1]: run, _ROLE.decode()[:-1]: role}
 
 
@@ -42,7 +49,7 @@ def ticks_now() -> int:
 
 
 def processes(run: str) -> list[Process]:
-    """Those of this machine that belong to `run`, oldest first."""
+    """Those of this machine that belong to the run with that `run_id`, oldest first."""
     return sorted(_tagged(run))
 
 

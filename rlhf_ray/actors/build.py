@@ -24,7 +24,7 @@ from rlhf_ray.actors.vllm_engine import EngineSpec, engine_environment
 from rlhf_ray.actors.worker_group import WorkerGroup
 from rlhf_ray.config import RunConfig
 from rlhf_ray.errors import RunError
-from rlhf_ray.tags import tags
+from rlhf_ray.tags import run_id, tags
 
 POOLED = ("rollout", "reference", "reward")
 """The roles whose actors hold no state of a run, once an engine has taken its weights."""
@@ -37,7 +37,7 @@ def make_groups(config: RunConfig, run_dir: Path, threads: int) -> dict[str, Lea
     says `begin_groups`."""
     storage, strategy = run_dir / "ray_train", config.placement.strategy
     groups = {
-        role: WorkerGroup(role, run_dir.name, learner, storage, threads, strategy)
+        role: WorkerGroup(role, run_id(run_dir), learner, storage, threads, strategy)
         for role, learner in config.learners.items()
     }
     return {role: LearnerGroup(group, config.train.deadline_s) for role, group in groups.items()}
@@ -157,7 +157,7 @@ def _placer(config: RunConfig, run_dir: Path, needs: Sequence[dict[str, float]])
             num_gpus=need["GPU"],
             max_restarts=-1,
             max_concurrency=4 if cls is RolloutActor else 1,  # an engine takes weights while it generates
-            runtime_env={"env_vars": {**environment, **tags(run_dir.name, name)}},
+            runtime_env={"env_vars": {**environment, **tags(run_id(run_dir), name)}},
             scheduling_strategy=next(places),
         )
 

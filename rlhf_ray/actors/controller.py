@@ -32,7 +32,7 @@ from rlhf_ray.ports import Algorithm, Roles
 from rlhf_ray.resume import only_writer
 from rlhf_ray.rundir.commit import replace_file
 from rlhf_ray.rundir.journal import RunDirectory
-from rlhf_ray.tags import tags
+from rlhf_ray.tags import run_id, tags
 from rlhf_ray.types import Prompt
 from rlhf_ray.wrappers.wrapped import wrapped
 
@@ -140,7 +140,7 @@ class Controller:
             self._journal.event("data", note)
         rollout, reference, reward = make_pools(config, self._shared.actors, new_owner(run_dir))
         pools, hung = (rollout, reference, reward), partial(self._journal.event, "hung")
-        self._watch = Watch(run_dir.name, pools, list(self._groups.values()), hung)
+        self._watch = Watch(run_id(run_dir), pools, list(self._groups.values()), hung)
         for pool in (reference, reward, rollout):
             pool.tell = partial(self._journal.event, "revived")
             pool.all("ping")
@@ -226,6 +226,6 @@ def make_controller(
     name = f"controller-{number}:{run_dir.name}"
     return (
         ray.remote(Controller)
-        .options(**beside_us(name, tags(run_dir.name, "controller")), max_concurrency=4)
+        .options(**beside_us(name, tags(run_id(run_dir), "controller")), max_concurrency=4)
         .remote(config, folders, run_dir, groups, shared)
     )

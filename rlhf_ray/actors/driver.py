@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
 from rlhf_ray.actors.build import end_actors, make_actors, make_groups
 from rlhf_ray.actors.controller import Folders, make_controller
 from rlhf_ray.actors.group import InboxLost
+from rlhf_ray.actors.living import DEATHS
 from rlhf_ray.actors.shared import Shared
 from rlhf_ray.config import RunConfig
 from rlhf_ray.errors import LostError, RunError, UserError
 from rlhf_ray.report.progress import ProgressView
 from rlhf_ray.rundir.commit import newest_first
 from rlhf_ray.rundir.lines import append_line
-from rlhf_ray.tags import end_processes
+from rlhf_ray.tags import end_processes, run_id
 
 _POLL_S = 0.5
 _SILENT_S = 30.0
@@ -86,7 +87,7 @@ class _Controllers:
                 break
             except _ControllerLost as error:
                 # Ray only asks, and one that hangs would keep the run to itself. It is beside us (`make_controller`).
-                end_processes(self._run_dir.name, "controller", "ray::Controller", 0.0)
+                end_processes(run_id(self._run_dir), "controller", "ray::Controller", 0.0)
                 before, newest = newest, self._newest_commit()
                 losses = losses + 1 if newest == before else 1
                 if losses == LOSSES:
@@ -129,10 +130,10 @@ class _Controllers:
                 raise _ControllerLost(f"{error.cause}") from error
             if isinstance(error.cause, UserError | RunError):
                 raise error.cause from None
-            if isinstance(error.cause, RayActorError):
+            if isinstance(error.cause, DEATHS):
                 raise LostError(f"an actor that the controller needs died ({_named(error.cause)})") from error
             raise RunError(f"{error.cause}") from error
-        except RayActorError as error:
+        except DEATHS as error:
             raise _ControllerLost("The controller died") from error
 
     def _show_until_over(self, controller: Any, running: Any) -> None:

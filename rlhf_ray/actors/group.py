@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from rlhf_ray.actors.inbox import BEGIN, Answer, Begin, Command, Inbox
+from rlhf_ray.actors.living import DEATHS
 from rlhf_ray.actors.worker_group import WorkerGroup
 from rlhf_ray.data.batching import rows_together
 from rlhf_ray.errors import LostError, RunError, StallError
@@ -51,12 +52,12 @@ class LearnerGroup:
         """What the inbox says. `InboxLost` if it died, or does not know any more what it is asked about."""
         try:
             return ray.get(reference, timeout=timeout_s)
-        except RayActorError as error:
-            raise InboxLost(f"the inbox of {self.role} died") from error
         except RayTaskError as error:
             if isinstance(error.cause, LostError):
                 raise InboxLost(f"{self.role}: {error.cause}") from error
             raise
+        except DEATHS as error:
+            raise InboxLost(f"the inbox of {self.role} died") from error
 
     def begin(self, learner: type, arguments: dict[str, object], state: Path | None) -> None:
         """From now on the ranks are `learner`s, which start from `state`; those that they were are gone. Waits for an
@@ -90,7 +91,7 @@ class LearnerGroup:
 
     def collect(self, index: int, name: str) -> list[Any]:
         """All ranks' values in rank order. `RunError` names the role and rank at fault, `StallError` those that are
-        late."""
+        late, counted from the last command that a rank has taken."""
         if self._beginning is not None and self._beginning != index:
             first, self._beginning = self._beginning, None
             self.collect(first, BEGIN)
@@ -98,7 +99,7 @@ class LearnerGroup:
         while (answers := self._get(self.inbox.wait.remote(index, _POLL_S))) is None or self._bereaved(answers, index):
             if ended := self.ended():
                 raise RunError(f"{self.role}: its Ray Train group ended during '{name}': {ended}")
-            if time.monotonic() > limit:
+            if time.monotonic() > limit and self._get(self.inbox.idle_s.remote()) > self.deadline_s:
                 late = self._get(self.inbox.missing.remote(index))
                 raise StallError(f"{self.role}: ranks {late} did not answer '{name}' within {self.deadline_s:.0f} s")
         if answers[0].error is not None:
@@ -116,7 +117,7 @@ class LearnerGroup:
             return False
         try:
             ray.get([rank.__ray_ready__.remote() for rank in self.workers().values()], timeout=_POLL_S)
-        except (RayActorError, GetTimeoutError):
+        except (*DEATHS, GetTimeoutError):
             time.sleep(_REBUILD_S)
             return True
         return not self._get(self.inbox.failed.remote(index))  # those that live may be the next ones already
@@ -168,8 +169,11 @@ class LearnerGroup:
         return why
 
     def begun(self) -> Any:
-        """A reference to what is there once the ranks are the next learners."""
-        since = self._get(self.inbox.next_index.remote())
+        """A reference to what is there once the ranks are the next learners. `InboxLost` if nobody answers."""
+        try:
+            since = self._get(self.inbox.next_index.remote(), _BACK_S)
+        except GetTimeoutError:
+            raise InboxLost(f"the inbox of {self.role} does not answer") from None
         return self.inbox.begun.options(max_task_retries=-1).remote(since)
 
     def stop(self) -> None:

@@ -94,6 +94,7 @@ class Inbox:
         self._workers: dict[int, Any] = {}
         self._train_controller: Any = None
         self._ended: str | None = None
+        self._taken = time.monotonic()
         self._replacing: float | None = None
         if group is not None:
             context = ray.get_runtime_context()
@@ -134,15 +135,21 @@ class Inbox:
             )
 
     async def join(self, rank: int, worker: Any) -> Start:
-        """Registers a rank, an actor, and tells it where to begin. Errors of the group before this one are forgotten: a
-        rank whose neighbour dies in a collective reports one."""
+        """Registers a rank, an actor, and tells it where to begin.
+
+        Errors of the group before this one are forgotten: a rank whose neighbour dies in a collective reports one. So
+        are the rank's own answers to what others have not answered: it will do that again, and who waits for it, for
+        example to seal files, must wait for that.
+        """
         self._joins += 1
         self._joins_in_vain += 1
         self._workers[rank] = worker
         self._replacing = None
-        self._answers = [
-            {of: answer for of, answer in answers.items() if answer.error is None} for answers in self._answers
-        ]
+        for number, answers in enumerate(self._answers):
+            values = {of: answer for of, answer in answers.items() if answer.error is None}
+            if len(values) < self._world_size:
+                values.pop(rank, None)
+            self._answers[number] = values
         return self._start
 
     async def workers(self) -> dict[int, Any]:
@@ -185,6 +192,7 @@ class Inbox:
         async with self._changed:
             number = self._known(index)
             await self._changed.wait_for(lambda: len(self._commands) > number)
+            self._taken = time.monotonic()
             return self._commands[number], self._is_answered(number)
 
     async def answer(self, index: int, rank: int, answer: Answer) -> None:
@@ -234,6 +242,10 @@ class Inbox:
     async def failed(self, index: int) -> bool:
         """Whether a rank has answered with an error, and none has joined since; or the ranks have died too often."""
         return self._in_vain() or any(answer.error for answer in self._answers[self._known(index)].values())
+
+    async def idle_s(self) -> float:
+        """Since a rank has taken a command: one that was built again takes those of the past first."""
+        return time.monotonic() - self._taken
 
     async def missing(self, index: int) -> list[int]:
         """The ranks that have not answered yet."""

@@ -7,7 +7,11 @@ import sys
 import threading
 import traceback
 
+from ray.exceptions import OutOfMemoryError, RayActorError
+
 _WORD = secrets.token_hex(8)
+DEATHS = (RayActorError, OutOfMemoryError)
+"""What Ray raises for a call to an actor that died; the second one if Ray's own memory monitor has killed it."""
 _DEPTH = 12
 """Calls of each thread that are told."""
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayTaskError
 from torch import Tensor
 
 from rlhf_ray.actors.inbox import TRIES
+from rlhf_ray.actors.living import DEATHS
 from rlhf_ray.data.batching import microbatches, rows_together
 from rlhf_ray.errors import LostError, RunError, StallError
 from rlhf_ray.ports import Busy
@@ -64,7 +65,7 @@ class Pool:
         except RayTaskError as error:
             kind = ActorLost if isinstance(error.cause, WeightPushError) else RunError
             raise kind(f"{name} failed at '{doing}': {error.cause}\n{error}") from error
-        except RayActorError as error:
+        except DEATHS as error:
             raise ActorLost(f"{name} died during '{doing}': {error}") from error
 
     def call(self, replica: int, method: str, *arguments: object) -> Call:
@@ -104,7 +105,7 @@ class Pool:
                 raise lost from None
             except RayTaskError as error:
                 raise RunError(f"{name} could not be started again: {error.cause}") from error
-            except RayActorError:  # it is being started
+            except DEATHS:  # it is being started
                 waited = True
                 if time.monotonic() - began > _BACK_S:
                     raise lost from None

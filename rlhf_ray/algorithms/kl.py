@@ -43,8 +43,10 @@ class KLController:
         return {"coef": self.coef}
 
     def load_state_dict(self, state: object) -> None:
-        """Takes the coefficient over from `state_dict()`; a `ValueError` if there is no non-negative number."""
+        """Takes the coefficient over from `state_dict()`, if it is steered: a fixed one is that of the config, which a
+        fork may change. A `ValueError` if there is no non-negative number."""
         coef = state.get("coef") if isinstance(state, Mapping) else None
         if not isinstance(coef, int | float) or isinstance(coef, bool) or not 0 <= coef < math.inf:
             raise ValueError(f"the saved KL coefficient is {coef!r}, not a non-negative number")
-        self.coef = float(coef)
+        if self._target is not None:
+            self.coef = float(coef)

@@ -18,7 +18,7 @@ from rlhf_ray.config_file import dump_config
 from rlhf_ray.errors import RunError
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.rundir.lines import read_lines
-from rlhf_ray.tags import Process, processes, ticks_now
+from rlhf_ray.tags import Process, processes, run_id, ticks_now
 
 Kind = Literal["dpo", "reward"]
 _TITLES = {
@@ -106,9 +106,9 @@ def _kill(run_dir: Path, draw: random.Random, kills: int, wait: Wait) -> Iterato
         _steps_later(metrics, draw.randint(1, 4), wait)
         time.sleep(draw.uniform(0, 0.2))
         role = draw.choices(list(_ODDS), list(_ODDS.values()))[0]
-        if not _players(run_dir.name, role):  # it is being started just now
+        if not _players(run_id(run_dir), role):  # it is being started just now
             role = "driver"
-        victim, step = draw.choice(_players(run_dir.name, role)), _last_step(metrics)
+        victim, step = draw.choice(_players(run_id(run_dir), role)), _last_step(metrics)
         struck, began = ticks_now(), time.monotonic()
         os.kill(victim.pid, signal.SIGKILL)
         _written_again(run_dir, role, struck, wait)
@@ -122,7 +122,7 @@ def _steps_later(metrics: Path, steps: int, wait: Wait) -> None:
 
 def _written_again(run_dir: Path, role: str, ticks: int, wait: Wait) -> None:
     """There is a successor of who was killed then, and a step was written after it had come."""
-    wait.until(lambda: any(one.started >= ticks for one in _players(run_dir.name, role)), f"a new {role}", _POLL_S)
+    wait.until(lambda: any(one.started >= ticks for one in _players(run_id(run_dir), role)), f"a new {role}", _POLL_S)
     came, metrics = time.time(), run_dir / "metrics.jsonl"
     wait.until(lambda: metrics.is_file() and metrics.stat().st_mtime > came, "a step", _POLL_S)
 

@@ -16,7 +16,7 @@ from rlhf_ray.chaos.plan import OPENERS, Cell, successor, victim
 from rlhf_ray.chaos.runs import Wait
 from rlhf_ray.rundir.commit import unfinished
 from rlhf_ray.rundir.journal import read_phase
-from rlhf_ray.tags import Process, ticks_now
+from rlhf_ray.tags import Process, run_id, ticks_now
 
 _LOOK_S = 0.05
 _LATER_S = {"idle": 0.0, "update": 0.05, "push": 0.01, "commit": 0.05, "resume": 1.0}
@@ -63,7 +63,7 @@ class Monkey:
     """Works on the run at `run_dir`, which must be running; `wait` says how long it may take to come back."""
 
     def __init__(self, run_dir: Path, seed: int, wait: Wait) -> None:
-        self._run_dir, self._run, self._wait = run_dir, run_dir.name, wait
+        self._run_dir, self._run, self._wait = run_dir, run_id(run_dir), wait
         self._draw = random.Random(seed)
 
     def work(self, plan: Sequence[Cell]) -> Iterator[Strike]:

@@ -13,7 +13,7 @@ from rlhf_ray.config import RunConfig
 from rlhf_ray.rundir.commit import file_sha256, newest_first, newest_good, verify
 from rlhf_ray.rundir.lines import read_lines
 from rlhf_ray.rundir.rollout_table import read_rollouts
-from rlhf_ray.tags import Process, processes
+from rlhf_ray.tags import Process, processes, run_id
 
 _DRIFT_NATS = 1e-4
 _ENDING_S = 10.0
@@ -116,7 +116,7 @@ def true_weights(killed: Path) -> Iterator[str]:
 def no_orphans(killed: Path) -> Iterator[str]:
     """P11: no process of the run is left. A worker of Ray's ends when it has noticed that its node has ended."""
     limit = time.monotonic() + _ENDING_S
-    while (left := _left(killed.name)) and time.monotonic() < limit:
+    while (left := _left(run_id(killed))) and time.monotonic() < limit:
         time.sleep(0.2)
     yield from (f"process {each.pid} ({each.role}) is left: {each.title[:60]}" for each in left)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import AnyConfig, RunConfig
@@ -84,11 +85,13 @@ def _lost_actors() -> list[str]:
         dead = list_actors(address=context.gcs_address, filters=ours, detail=True, limit=1000)
     except RayStateApiException:  # the dashboard is away, and perhaps the head with it
         return []
-    reasons = [(actor, (actor.death_cause or {}).get("actor_died_error_context", {}).get("reason")) for actor in dead]
-    lost = [
-        actor for actor, reason in reasons if reason in _LOSSES and actor.name and actor.class_name not in _REPLACED
-    ]
-    return sorted(f"actor {actor.name}" for actor in lost)
+    lost = [actor for actor in dead if _is_loss(actor.death_cause or {})]
+    return sorted(f"actor {each.name}" for each in lost if each.name and each.class_name not in _REPLACED)
+
+
+def _is_loss(death_cause: dict[str, Any]) -> bool:
+    """Also one that Ray's own memory monitor has killed."""
+    return death_cause.get("actor_died_error_context", {}).get("reason") in _LOSSES or "oom_context" in death_cause
 
 
 def _await_room(config: AnyConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import select
@@ -18,7 +19,7 @@ from types import FrameType
 from rlhf_ray.machine import end_with_parent
 from rlhf_ray.rundir.commit import newest_first
 from rlhf_ray.rundir.lines import append_line
-from rlhf_ray.tags import tags
+from rlhf_ray.tags import run_id, tags
 
 SILENT_S = 30.0
 """A driver that gives no sign for so long hangs. It gives one every second, from a thread of its own."""
@@ -26,24 +27,29 @@ LOST = 75
 """The exit code of a driver that has lost a process that it needs (EX_TEMPFAIL of BSD: try again)."""
 _RETRY = "RLHF_RAY_RETRY"
 _SIGN_S = 1.0
+_END = b"e"
+"""The last sign of a process that comes to its end by itself, with whatever exit code."""
 _SIGNS = "RLHF_RAY_SIGNS"
 
 
 def supervise(command: Sequence[str], run_dir: Path, max_failures: int) -> int:
     """Runs `command`, a driver, as a child and returns its exit code; signals are passed on to it.
 
-    A child that a signal ended, that says `LOST`, or that gave no sign for `SILENT_S` is started again and resumes the
-    run at `run_dir` (`--resume-if-exists`): at most `max_failures` times without a step committed in between.
+    A child that a signal ended, that says `LOST`, that vanished, or that gave no sign for `SILENT_S` is started again
+    and resumes the run at `run_dir` (`--resume-if-exists`): at most `max_failures` times without a step committed in
+    between. One vanishes, with any exit code, when Ray in it ends the process.
     """
     failures, newest, retrying = 0, _newest_commit(run_dir), False
     while True:
-        code, asked_to_stop = _run_child(command, tags(run_dir.name, "driver"), retrying)
+        code, asked_to_stop, vanished = _run_child(command, tags(run_id(run_dir), "driver"), retrying)
         committed = _newest_commit(run_dir)
         failures, newest = (0 if committed > newest else failures) + 1, committed
-        lost = code < 0 or code == LOST
+        lost = code < 0 or code == LOST or (code > 0 and vanished)
         if not lost or asked_to_stop or failures > max_failures:
             return 128 - code if code < 0 else 1 if code == LOST else code
-        cause = f"was ended by {signal.Signals(-code).name}" if code < 0 else "cannot go on"
+        cause = "vanished" if vanished else "cannot go on"
+        if code < 0:
+            cause = f"was ended by {signal.Signals(-code).name}"
         sentence = (
             f"The driver {cause}. The run goes on at its newest commit: retry {failures} of at most {max_failures}."
         )
@@ -79,11 +85,13 @@ def give_signs() -> None:
 
     pipe = int(_taken(_SIGNS) or "")
     os.set_inheritable(pipe, False)
+    atexit.register(os.write, pipe, _END)
     threading.Thread(target=tell, name="signs", daemon=True).start()
 
 
-def _run_child(command: Sequence[str], environment: Mapping[str, str], retrying: bool) -> tuple[int, bool]:
-    """Its exit code, minus the signal that ended it, and whether this process was asked to stop meanwhile."""
+def _run_child(command: Sequence[str], environment: Mapping[str, str], retrying: bool) -> tuple[int, bool, bool]:
+    """Its exit code, minus the signal that ended it; whether this process was asked to stop meanwhile; and whether the
+    child had begun to give signs and ended without the last one."""
     again = ["--resume-if-exists"] if retrying else []
     words = [word for word in command if not (retrying and word == "--resume")]
     signs, told = os.pipe()
@@ -97,13 +105,14 @@ def _run_child(command: Sequence[str], environment: Mapping[str, str], retrying:
     os.close(told)
     try:
         with _passing_signals(child) as came:
-            while select.select([signs], [], [], SILENT_S)[0] and os.read(signs, 4096):
-                pass
+            seen = b""
+            while select.select([signs], [], [], SILENT_S)[0] and (more := os.read(signs, 4096)):
+                seen = more if _END not in seen else seen
             try:
                 child.wait(_SIGN_S)
             except subprocess.TimeoutExpired:  # it is silent, not at its end
                 child.kill()
-            return child.wait(), bool(came)
+            return child.wait(), bool(came), bool(seen) and _END not in seen
     finally:
         os.close(signs)
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_ray.config import LearnerConfig
-from rlhf_ray.models.device import backend, device
+from rlhf_ray.models.device import backend
+from rlhf_ray.models.gradient_guard import GradientGuard, frozen
 from rlhf_ray.models.sharded_state import ShardedState
 
 
@@ -50,9 +51,7 @@ class Engine:
         self.steps = 0
         self.zero_stage = config.deepspeed.zero_stage
         self._trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._squared_norms: dict[str, Tensor] = {}
-        for name, parameter in self._trainable.items():
-            parameter.register_hook(self._watch(name))
+        self._guard = GradientGuard(self._trainable)
         optimizer = torch.optim.AdamW(
             self._trainable.values(),
             lr=config.learning_rate,
@@ -89,7 +88,7 @@ class Engine:
 
     def forget_gradients(self) -> None:
         """After gradients were taken without `backward`: they count for no step."""
-        self._squared_norms.clear()
+        self._guard.forget()
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of `loss`; losses of all calls and ranks before `step` are summed."""
@@ -97,13 +96,11 @@ class Engine:
 
     def step(self) -> StepReport:
         """One AdamW update with warm-up and clipping, unless a gradient is not finite on any rank."""
-        missing = tuple(name for name in self._trainable if name not in self._squared_norms)
-        healthy = agree(all_finite(self._squared_norms.values()))
-        self._squared_norms.clear()
+        missing, healthy = self._guard.missing(), self._guard.healthy()
         warm = min(1.0, (self.steps + 1) / max(1, self.config.warmup_steps))
         for group in self._optimizer.param_groups:
             group["lr"] = self.config.learning_rate * warm
-        with contextlib.nullcontext() if healthy else self._frozen():
+        with contextlib.nullcontext() if healthy else frozen(self._optimizer):
             self._engine.step()
         self.steps += int(healthy)
         norm = self._grad_norm if self.zero_stage == 0 else float(self._engine.get_global_grad_norm() or 0.0)
@@ -111,8 +108,8 @@ class Engine:
 
     def discard(self) -> None:
         """Throws away the gradients accumulated so far; the weights stay as they are."""
-        self._squared_norms.clear()
-        with self._frozen():
+        self._guard.forget()
+        with frozen(self._optimizer):
             self._engine.step()
 
     @contextlib.contextmanager
@@ -130,27 +127,10 @@ class Engine:
         self.steps = steps
         self._state.restore(weights, moments, steps)
 
-    def _watch(self, name: str) -> Any:
-        def hook(grad: Tensor) -> None:
-            # Sees the whole local gradient before DeepSpeed reduces and partitions it, at every ZeRO stage.
-            self._squared_norms[name] = self._squared_norms.get(name, 0.0) + grad.detach().float().square().sum()
-
-        return hook
-
     def _clip(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         # DeepSpeed clips plain float32 training without telling the norm.
         norm = nn.utils.clip_grad_norm_(self._trainable.values(), self.config.deepspeed.gradient_clipping)
         self._grad_norm = float(norm)
-
-    @contextlib.contextmanager
-    def _frozen(self) -> Iterator[None]:
-        # DeepSpeed's step also reduces, clips and frees gradients; only the update itself must not happen.
-        update = self._optimizer.step
-        self._optimizer.step = lambda closure=None: None  # type: ignore[method-assign]  # for one call
-        try:
-            yield
-        finally:
-            self._optimizer.step = update  # type: ignore[method-assign]  # put back
 
 
 def import_deepspeed() -> ModuleType:
@@ -191,19 +171,6 @@ def deepspeed_config(config: LearnerConfig, dtype: torch.dtype) -> dict[str, obj
         "torch_autocast": {"enabled": dtype != torch.float32, "dtype": str(dtype).removeprefix("torch.")},
         "steps_per_print": 1_000_000_000,
     }
-
-
-def all_finite(values: Any) -> bool:
-    """True if every tensor in `values` is finite (and if there are none)."""
-    tensors = [torch.as_tensor(v) for v in values]
-    return not tensors or bool(torch.isfinite(torch.stack(tensors)).all())
-
-
-def agree(flag: bool) -> bool:
-    """True only if `flag` is true on every rank."""
-    vote = torch.tensor([1.0 if flag else 0.0], device=device())
-    torch.distributed.all_reduce(vote, op=torch.distributed.ReduceOp.MIN)
-    return bool(vote.item())
 
 
 def without_dropout(module: nn.Module) -> None:

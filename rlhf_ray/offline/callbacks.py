@@ -132,8 +132,8 @@ class Steering(TrainerCallback):
         if zero:
             parent = self._run_dir / _BEST
             file = holder / "trainable.safetensors"
-            commit_directory(parent, f"step-{self.best_step:06d}", lambda to: _move(file, to), {"step": self.best_step})
-            prune(parent, keep=2)
+            name, meta = f"step-{self.best_step:06d}", {"step": self.best_step}
+            prune(parent, keep=2, sealed=commit_directory(parent, name, lambda to: _move(file, to), meta))
             shutil.rmtree(holder)
 
 

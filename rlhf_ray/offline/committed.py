@@ -8,8 +8,9 @@ resumes on another number of ranks or at another ZeRO stage.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from torch import Tensor, nn
 
 from rlhf_ray import metrics as names
 from rlhf_ray.data.length_buckets import LengthBuckets
+from rlhf_ray.errors import RunError
+from rlhf_ray.models.gradient_guard import GradientGuard, frozen
 from rlhf_ray.models.sharded_state import ShardedState
 from rlhf_ray.offline.setup import TrainerSetup
 
 STATE = "state/trainer"
+_SKIPPED_IN_A_ROW = 3
+"""So many steps without an update end a run."""
 
 
 class TrainerEngine:
@@ -63,6 +68,7 @@ class Committed:
         self.before_commit: Callable[[], None] = lambda: None
         self._tokens = 0
         self._norm: float | None = None
+        self._skipped = 0
         super().__init__(*arguments, **keywords)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -125,16 +131,52 @@ class Committed:
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         # The library would load its own pickles; it is told of no checkpoint and ours is loaded afterwards.
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[misc]  # Trainer's
-        if self.is_deepspeed_enabled and int(self.model_wrapped.zero_optimization_stage()) == 0:
-            self.model_wrapped.optimizer.register_step_pre_hook(self._clip)
+        if self.is_deepspeed_enabled:
+            self._guard_updates()
         if resume_from_checkpoint is not None:
             self._restore(Path(resume_from_checkpoint))
         return prepared
 
+    def _guard_updates(self) -> None:
+        """A gradient that is not finite updates nothing: no weight, no moment."""
+        outer = self.model_wrapped.optimizer
+        if int(self.model_wrapped.zero_optimization_stage()) == 0:
+            outer.register_step_pre_hook(self._clip)
+            return
+        guard = GradientGuard({name: p for name, p in self.model.named_parameters() if p.requires_grad})
+        update = outer.step
+
+        def step(closure: Any = None) -> None:
+            healthy = guard.healthy()
+            with nullcontext() if healthy else frozen(outer.optimizer):
+                update(closure)
+            self._stepped(healthy)
+
+        outer.step = step
+
     def _clip(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        # At ZeRO-0 DeepSpeed clips plain float32 training without telling the norm, so it is left to this hook.
+        # At ZeRO-0 DeepSpeed clips plain float32 training without telling the norm, so it is left to this hook. The
+        # norm is alike on all ranks, whose gradients are.
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self._norm = float(nn.utils.clip_grad_norm_(parameters, self.setup.clipping))
+        healthy = math.isfinite(self._norm)
+        for parameter in [] if healthy else parameters:
+            parameter.grad = None  # torch leaves alone what has none
+        self._stepped(healthy)
+
+    def _stepped(self, healthy: bool) -> None:
+        self._skipped = 0 if healthy else self._skipped + 1
+        if healthy:
+            return
+        step = int(self.state.global_step) + 1
+        told = f"Step {step}: a gradient was not finite, so nothing was updated."
+        if self.setup.journal is not None:
+            self.setup.journal.event("skipped_update", told, step=step)
+        if self._skipped == _SKIPPED_IN_A_ROW:
+            raise RunError(
+                f"step {step}: a gradient was not finite, for the {_SKIPPED_IN_A_ROW}rd time in a row; lower "
+                f"train.learning_rate"
+            )
 
     def take_norm(self) -> float | None:
         """The gradient's norm before clipping in the last step, where only this class saw it."""
@@ -147,15 +189,24 @@ class Committed:
         weights = load_file(folder / "trainable.safetensors")
         TrainerEngine(self).state.restore(weights, load_file(moments) if steps else {}, steps)
         kept = json.loads((folder / "run_state.json").read_text())
-        self.lr_scheduler.load_state_dict(kept["scheduler"])
-        for group, rate in zip(self.optimizer.param_groups, kept["scheduler"]["_last_lr"], strict=True):
-            group["lr"] = rate  # the schedule touches the optimizer at its next step only
+        self._restore_schedule(kept["scheduler"])
         for name, controller in self.setup.controllers.items():
             controller.load_state_dict(kept["controllers"][name])
         counted = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
         if counted:  # by TRL, which would begin at 0 again
             self._total_train_tokens = int(counted[-1])
         self.setup.load_tensors(self, folder)
+
+    def _restore_schedule(self, saved: Mapping[str, Any]) -> None:
+        """Its place, with the rates of this run's config: they may have been changed."""
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        schedule.load_state_dict({key: value for key, value in saved.items() if key not in ("base_lrs", "_last_lr")})
+        rates = [
+            base * rule(schedule.last_epoch) for base, rule in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        schedule._last_lr = rates
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # the schedule touches the optimizer at its next step only
 
     def _load_rng_state(self, checkpoint: Any) -> None:
         """Nothing draws at random while training: no dropout, and the order of rows comes from seed and epoch."""

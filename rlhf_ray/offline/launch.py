@@ -18,7 +18,7 @@ from rlhf_ray.resume import only_writer
 from rlhf_ray.rundir.commit import newest_good, replace_file
 from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.rundir.lines import append_line, read_lines
-from rlhf_ray.tags import tags
+from rlhf_ray.tags import run_id, tags
 
 STOP_FILE = ".stop"
 FAILURE_FILE = "failure-rank{rank}.txt"
@@ -59,7 +59,7 @@ class TaskRun:
     def __init__(self, config: AnyOfflineConfig, folder: Path, run_dir: Path) -> None:
         import ray
 
-        own = tags(run_dir.name, "supervisor")
+        own = tags(run_id(run_dir), "supervisor")
         environment = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **worker_environment(config), **own}
         task = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": environment})(_supervise)
         self._answer = task.remote(absolute(config), folder, run_dir)
@@ -239,8 +239,8 @@ def _explained(failures: Mapping[int, BaseException], run_dir: Path) -> Exceptio
     """The first fault of the code that any rank has; if all died or lost their peers, `_GroupLostError`."""
     ranks = sorted(failures.items())
     for rank, cause in ranks:
-        if isinstance(cause, UserError):
-            return UserError(str(cause))
+        if isinstance(cause, UserError | RunError):
+            return type(cause)(str(cause))
         if not _is_loss(cause):
             file = run_dir / FAILURE_FILE.format(rank=rank)
             place = f" (the traceback is in {file})" if file.is_file() else ""

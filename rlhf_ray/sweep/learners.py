@@ -20,6 +20,7 @@ from rlhf_ray.errors import RunError
 from rlhf_ray.offline.figures import measured
 from rlhf_ray.offline.launch import STOP_FILE, absolute, worker_environment
 from rlhf_ray.offline.worker import SuccessiveRuns
+from rlhf_ray.tags import run_id
 
 _ENDING_S = 100.0  # below the time that Tune gives to a trial to end
 _JOIN_S = 30.0
@@ -67,7 +68,7 @@ def end_groups() -> None:
 def _fixed_data_group(config: AnyOfflineConfig, folder: Path) -> LearnerGroup:
     group = WorkerGroup(
         "group",
-        folder.name,
+        run_id(folder),
         config.train,
         folder / "ray_train",
         config.placement.threads or 1,  # each run says how many it takes

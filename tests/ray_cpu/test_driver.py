@@ -19,7 +19,7 @@ from rlhf_ray.cluster import connected
 from rlhf_ray.config import PlacementConfig
 from rlhf_ray.errors import LostError, RunError
 from rlhf_ray.rundir.lines import read_lines
-from rlhf_ray.tags import processes, tags
+from rlhf_ray.tags import processes, run_id, tags
 from tests.short_lived import Controller
 
 
@@ -44,7 +44,7 @@ def run(ray_is_up: None, tmp_path: Path, told: list[dict[str, object]]) -> Run:
 
     def follow(*does: str) -> dict[str, Any]:
         def make(number: int) -> Any:
-            options = {"num_cpus": 0, "runtime_env": {"env_vars": tags(tmp_path.name, "controller")}}
+            options = {"num_cpus": 0, "runtime_env": {"env_vars": tags(run_id(tmp_path), "controller")}}
             kind: Any = ray.remote(Controller)
             return kind.options(**options, max_concurrency=4).remote(does[number], tmp_path, number)
 
@@ -72,7 +72,7 @@ def test_a_controller_that_hangs_is_replaced(run: Run, tmp_path: Path, monkeypat
     monkeypatch.setattr(driver, "_SILENT_S", 5.0)
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     assert run("hangs", "finishes") == {"number": 1}
-    assert len([process for process in processes(tmp_path.name) if process.role == "controller"]) == 1  # the second
+    assert len([process for process in processes(run_id(tmp_path)) if process.role == "controller"]) == 1  # the second
     assert _sentences(tmp_path)[0] == (
         "The controller did not answer in time. Another controller goes on at the newest commit: nothing was lost."
     )

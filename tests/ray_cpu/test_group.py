@@ -17,7 +17,7 @@ from rlhf_ray.actors.group import LearnerGroup
 from rlhf_ray.actors.inbox import TRIES, Answer
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import PlacementConfig
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import RunError, StallError
 from tests.short_lived import Idle, Sleeper
 
 BROKEN = Answer(error="Connection closed by peer")
@@ -93,3 +93,24 @@ def test_ranks_that_die_again_and_again_are_given_up(ranks: Ranks) -> None:
         ranks.join()
     with pytest.raises(RunError, match=f"its ranks died more than {TRIES} times in turn"):
         ranks.group.collect(index, "update")
+
+
+def test_ranks_that_replay_are_not_late(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline is of one command; ranks that were built again take those of the past first."""
+    group = ranks.group
+    monkeypatch.setattr("rlhf_ray.actors.group._POLL_S", 0.2)
+    group.deadline_s = 2.0
+    index = group.post("update", mutates=True)
+
+    def replay() -> None:
+        for _ in range(5):
+            time.sleep(1.0)
+            ray.get(group.inbox.take.remote(index))
+        ranks.answer(index, Answer("x"), Answer("y"))
+
+    with ThreadPoolExecutor(1) as thread:
+        replaying = thread.submit(replay)
+        assert group.collect(index, "update") == ["x", "y"]
+        replaying.result()
+    with pytest.raises(StallError, match=r"policy: ranks \[0, 1\] did not answer 'update' within 2 s"):
+        group.call("update", mutates=True)

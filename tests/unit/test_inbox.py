@@ -94,6 +94,33 @@ def test_errors_of_the_group_before_are_forgotten_and_values_are_not() -> None:
     assert now(made.missing(2)) == [0]
 
 
+SAVE = Command("save", ("folder",), mutates=False)
+
+
+@pytest.mark.parametrize("second", [None, Answer(error="Connection closed by peer")])
+def test_a_rank_that_does_again_what_it_has_answered_is_waited_for(second: Answer | None) -> None:
+    """Rank 0 has written its files when rank 1 dies: the next rank 0 writes them once more."""
+    made = inbox(SAVE)
+    now(made.answer(1, 0, Answer("written")))
+    if second is not None:
+        now(made.answer(1, 1, second))
+    for rank in (0, 1):
+        now(made.join(rank, "another"))
+    assert now(made.take(1)) == (SAVE, False)
+    now(made.answer(1, 1, Answer("nothing to write")))
+    assert now(made.wait(1, 0.01)) is None and now(made.missing(1)) == [0]
+    answer(made, 1, "written again", "nothing to write")
+
+
+def test_what_all_ranks_have_answered_stays_so() -> None:
+    made = inbox(SAVE)
+    for rank in (0, 1):
+        now(made.answer(1, rank, Answer("written")))
+    now(made.join(0, "another"))
+    assert now(made.take(1)) == (SAVE, True)
+    assert now(made.wait(1, 0.01)) == [Answer("written"), Answer("written")]
+
+
 def test_a_group_that_dies_again_and_again_is_given_up() -> None:
     """Of all its deaths only those count since it has answered something."""
     made = inbox(UPDATE, UPDATE)

@@ -97,6 +97,9 @@ def test_the_controller_continues_from_its_state() -> None:
     one.update(3.0, 64)
     other.update(3.0, 64)
     assert one.coef == other.coef != 0.1
+    fixed = KLController(0.2, None, 1000)
+    fixed.load_state_dict(one.state_dict())
+    assert fixed.coef == 0.2, "that of the config, which a fork may change"
 
 
 @pytest.mark.parametrize("state", [{}, {"coef": "0.1"}, {"coef": math.nan}, {"coef": -1.0}, {"coef": True}])

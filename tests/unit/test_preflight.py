@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tiny_folders import reward_folder, run_config
 from rlhf_ray.config import RewardModelConfig, RunConfig
 from rlhf_ray.errors import UserError
 from rlhf_ray.models.tiny import tiny_model
-from rlhf_ray.preflight import check_function, feasible, memory_finding, preflight
+from rlhf_ray.preflight import _check_disk, check_function, feasible, memory_finding, preflight
 from rlhf_ray.resources import checkpoint_gib, least_memory_gib, requests
 
 
@@ -69,6 +70,13 @@ def test_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert checkpoint_gib(config) * 2**30 == 20 * 4 + 2 * 20 * 12  # the policy; of two learners weights and moments
     monkeypatch.setattr("rlhf_ray.preflight.checkpoint_gib", lambda config: 1e6)
     assert "GiB of disk are free, but train.keep_checkpoints = 2" in refusal(config, tmp_path / "run")
+    free = shutil.disk_usage(tmp_path).free / 2**30
+    monkeypatch.setattr("rlhf_ray.preflight.checkpoint_gib", lambda config: 0.45 * free)
+    for step in range(2):  # of which one that is resumed has some already
+        with pytest.raises(UserError, match="GiB of disk are free"):
+            _check_disk(config, tmp_path / "run")
+        (tmp_path / "run" / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+    _check_disk(config, tmp_path / "run")
 
 
 def test_a_silent_ray_cluster(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from rlhf_ray.launching import supervise
 supervise.SILENT_S = 3.0
 sys.exit(supervise.supervise(sys.argv[2:], Path(sys.argv[1]), 2))
 """
+VANISHED = "time.sleep(0.5); os._exit(1)"  # as Ray does when it has lost its cluster
 COMMITTED = "(run / 'checkpoints' / f'step-{life:06d}').mkdir(parents=True)"
 
 
@@ -81,13 +82,14 @@ def restarts(run: Path) -> list[str]:
     return [json.loads(line)["sentence"] for line in file.read_text().splitlines()] if file.exists() else []
 
 
-@pytest.mark.parametrize("death", [killed(), killed("SIGSEGV"), f"sys.exit({LOST})", killed("SIGSTOP")])
+@pytest.mark.parametrize("death", [killed(), killed("SIGSEGV"), f"sys.exit({LOST})", killed("SIGSTOP"), VANISHED])
 def test_a_driver_that_dies_or_hangs_is_started_again_and_resumes(run: Path, death: str) -> None:
     code, lives = ended(run, death, "sys.exit(0)", resume=True)
     assert code == 0 and len(lives) == 2
     assert lives[0].endswith("--resume ") and lives[1].endswith("--resume-if-exists again")
     (sentence,) = restarts(run)
-    cause = "cannot go on" if "exit" in death else f"was ended by {death[-8:-1] if 'SEGV' in death else 'SIGKILL'}"
+    cause = "cannot go on" if "sys.exit" in death else f"was ended by {death[-8:-1] if 'SEGV' in death else 'SIGKILL'}"
+    cause = "vanished" if death == VANISHED else cause
     assert sentence == f"The driver {cause}. The run goes on at its newest commit: retry 1 of at most 2."
 
 
