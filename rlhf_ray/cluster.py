@@ -100,8 +100,8 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
 
 def note_failure(run_dir: Path, error: Exception) -> None:
     """An event, and the page that says what to do about it."""
-    if not isinstance(error, LostError):  # whoever starts the run again says that
-        append_line(run_dir / "events.jsonl", {"time": time.time(), "kind": "failed", "sentence": f"{error}"})
+    kind, sentence = ("lost", f"Lost: {error}") if isinstance(error, LostError) else ("failed", f"{error}")
+    append_line(run_dir / "events.jsonl", {"time": time.time(), "kind": kind, "sentence": sentence})
     with contextlib.suppress(UserError):  # the failure is what matters
         write_report(run_dir)
 

@@ -39,11 +39,18 @@ class Member:
     def end(self, run: str) -> None:
         """Ray asks a process to end, which one does not hear that hung before Ray had connected to it."""
         ray.kill(self.actor, no_restart=False)
-        for node in ray.nodes():
-            if node["Alive"]:
-                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                end = ray.remote(end_processes).options(num_cpus=0, scheduling_strategy=there)
-                end.remote(run, self.tag, self.title, self.patience_s)
+        end_on_all_nodes(run, self.tag, self.title, self.patience_s)
+
+
+def end_on_all_nodes(run: str, role: str, title: str = "", age_s: float = 0.0) -> list[Any]:
+    """`end_processes` of each node; references to what is there when it is done."""
+    ends = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            end = ray.remote(end_processes).options(num_cpus=0, scheduling_strategy=there)
+            ends.append(end.remote(run, role, title, age_s))
+    return ends
 
 
 class Watch:

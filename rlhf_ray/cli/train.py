@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
@@ -21,6 +22,9 @@ from rlhf_ray.machine import cpu_cores, memory_gib
 from rlhf_ray.preflight import feasible, preflight
 from rlhf_ray.resources import requests, total_cpus
 
+_SIGNALLED = 128
+"""An exit code above says which signal ended the driver."""
+
 
 @dataclass(frozen=True, slots=True)
 class Persistence:
@@ -38,7 +42,14 @@ def supervised_train(path: str, overrides: Sequence[str], run_dir: Path | None, 
 
     config = load_config(path, overrides)
     command = [sys.executable, "-m", "rlhf_ray.cli.main", *sys.argv[1:]]
-    return supervise(command, run_dir or Path("runs", config.name), keep.max_failures)
+    folder = run_dir or Path("runs", config.name)
+    code = supervise(command, folder, keep.max_failures)
+    if (code == 1 or code > _SIGNALLED) and (folder / "events.jsonl").is_file():
+        from rlhf_ray.report.page import write_report
+
+        with contextlib.suppress(UserError):
+            write_report(folder)  # of a driver that could not, or before all was said
+    return code
 
 
 def train_command(

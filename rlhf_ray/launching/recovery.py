@@ -36,8 +36,7 @@ def noticing_losses(launch: Callable[[], dict[str, object]], config: AnyConfig, 
         nodes = _alive()
         try:
             return launch()
-        except LostError as error:
-            _note(run_dir, f"Lost: {error}")
+        except LostError:
             raise
         except (RunError, RayError) as error:
             lost = _lost(nodes, _NOTICED_S if len(nodes) > 1 else 0.0)  # one node is this one

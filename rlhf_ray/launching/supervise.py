@@ -45,18 +45,22 @@ def supervise(command: Sequence[str], run_dir: Path, max_failures: int) -> int:
         committed = _newest_commit(run_dir)
         failures, newest = (0 if committed > newest else failures) + 1, committed
         lost = code < 0 or code == LOST or (code > 0 and vanished)
-        if not lost or asked_to_stop or failures > max_failures:
-            return 128 - code if code < 0 else 1 if code == LOST else code
         cause = "vanished" if vanished else "cannot go on"
         if code < 0:
             cause = f"was ended by {signal.Signals(-code).name}"
-        sentence = (
-            f"The driver {cause}. The run goes on at its newest commit: retry {failures} of at most {max_failures}."
-        )
-        print(sentence, file=sys.stderr, flush=True)
-        if (run_dir / "config.yaml").is_file():
-            append_line(run_dir / "events.jsonl", {"time": time.time(), "kind": "restart", "sentence": sentence})
+        if not lost or asked_to_stop or failures > max_failures:
+            if lost and code != LOST and not asked_to_stop:  # a driver that is lost says so itself
+                _tell(run_dir, "failed", f"The driver {cause}, for the {failures}. time without a commit in between.")
+            return 128 - code if code < 0 else 1 if code == LOST else code
+        again = f"The run goes on at its newest commit: retry {failures} of at most {max_failures}."
+        _tell(run_dir, "restart", f"The driver {cause}. {again}")
         retrying = True
+
+
+def _tell(run_dir: Path, kind: str, sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+    if (run_dir / "config.yaml").is_file():
+        append_line(run_dir / "events.jsonl", {"time": time.time(), "kind": kind, "sentence": sentence})
 
 
 @functools.cache

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,7 +17,7 @@ import ray
 from rlhf_ray.actors import watch
 from rlhf_ray.actors.group import InboxLost
 from rlhf_ray.actors.pools import HEALTH, Pool
-from rlhf_ray.actors.watch import Watch
+from rlhf_ray.actors.watch import Watch, end_on_all_nodes
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import PlacementConfig
 from rlhf_ray.tags import processes, tags
@@ -110,3 +113,10 @@ def test_an_inbox_loads_nothing_so_it_need_not_have_answered(
     living = partial(processes, "watched")
     _await(lambda: first not in [one.pid for one in living()])
     _await(lambda: any(one.role == "policy inbox" and one.title.startswith("ray::Inbox") for one in living()))
+
+
+def test_what_a_reward_function_has_started_ends_with_the_run() -> None:
+    environment = os.environ | tags("watched", "reward function")
+    with subprocess.Popen(["sleep", "60"], env=environment, start_new_session=True) as helper:
+        ray.get(end_on_all_nodes("watched", "reward function"), timeout=30)
+        assert helper.wait(5) == -signal.SIGKILL

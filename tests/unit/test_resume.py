@@ -31,8 +31,6 @@ def test_means_may_change(tmp_path: Path, changes: dict[str, Any], refused: str)
         accept_changes(tmp_path, after)
         assert load_config(tmp_path / "config.yaml", []) == after != run_config(tmp_path)
         return
-    with pytest.raises(
-        UserError, match=rf"--resume: {refused} differ .*; a resumed run may change .*num_work"
-    ):
+    with pytest.raises(UserError, match=rf"--resume: {refused} differ .*; a resumed run may change .*num_work"):
         accept_changes(tmp_path, after)
     assert (tmp_path / "config.yaml").read_text() == before

@@ -102,6 +102,9 @@ def test_a_driver_that_ends_by_itself_is_not(run: Path, code: int) -> None:
 def test_restarts_without_progress_are_bounded(run: Path) -> None:
     assert ended(run, *[killed()] * 5)[0] == 128 + signal.SIGKILL
     assert len(words(run)) == 3
+    last = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
+    assert last["kind"] == "failed", "the crash page is made of it"
+    assert last["sentence"] == "The driver was ended by SIGKILL, for the 3. time without a commit in between."
 
 
 def test_a_driver_that_commits_may_die_as_often_as_it_likes(run: Path) -> None:
