@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_ray.config import AnyOfflineConfig, PlacementConfig, RunConfig
+from rlhf_ray.config import AnyConfig, AnyOfflineConfig, PlacementConfig, RunConfig
 from rlhf_ray.config_file import dump_config
 from rlhf_ray.errors import LostError, RunError, UserError
 from rlhf_ray.evaluation.memory import PeakMemory
@@ -45,6 +45,7 @@ def connected(placement: PlacementConfig, cpus: float = 1.0) -> Iterator[None]:
     its roles take turns on the cores, and Ray Train's own actors need room beside them.
     """
     import ray
+    from ray.exceptions import RayError
 
     if ray.is_initialized():
         yield
@@ -54,7 +55,10 @@ def connected(placement: PlacementConfig, cpus: float = 1.0) -> Iterator[None]:
     environment = _environment() | ({} if address else _ONE_MACHINE)
     handler = signal.getsignal(signal.SIGTERM)
     logging.getLogger(_TOLD_EACH_TIME).setLevel(logging.ERROR)
-    ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env={"env_vars": environment}, **settings)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env={"env_vars": environment}, **settings)
+    except (ConnectionError, RuntimeError, RayError) as error:
+        raise UserError(_no_cluster(address, error)) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # ray.init puts one there that exits at once
     try:
@@ -68,15 +72,13 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
 
     `RunError` names the actor or stage at fault. A signal makes the run commit and end after the step under way.
     """
-    import ray
 
     from rlhf_ray.actors.driver import run_online
 
     began, run_dir = time.monotonic(), run_dir.resolve()
     folders = folders_of(config)
     with PeakMemory() as memory, connected(config.placement, total_cpus(config)):
-        available = ray.cluster_resources()
-        feasible(config, available.get("CPU", 0), available.get("GPU", 0), available.get("memory", 0) / 2**30)
+        _check_room(config)
         if not resume:
             RunDirectory.create(run_dir, dump_config(config), {"command": command}, config.train.keep_checkpoints)
         with alone_in(run_dir):
@@ -96,6 +98,13 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
     write_summary(run_dir, summary)
     write_report(run_dir)
     return summary
+
+
+def _check_room(config: AnyConfig) -> None:
+    import ray
+
+    available = ray.cluster_resources()
+    feasible(config, available.get("CPU", 0), available.get("GPU", 0), available.get("memory", 0) / 2**30)
 
 
 def note_failure(run_dir: Path, error: Exception) -> None:
@@ -126,6 +135,7 @@ def launch_offline(config: AnyOfflineConfig, run_dir: Path, resume: bool, comman
     began, run_dir = time.monotonic(), run_dir.resolve()
     view = ProgressView(config.train.max_steps or 0, TITLES[config.kind])
     with PeakMemory() as memory, connected(config.placement, total_cpus(config)), view:
+        _check_room(config)
         figures = run_offline(config, run_dir, resume, command, view.update)
     summary = {**figures, "seconds_total": time.monotonic() - began, "peak_rss_gib": memory.peak_gib}
     write_summary(run_dir, summary)
@@ -189,6 +199,16 @@ def _watch_offline(
     figures = running.result()
     seconds = {"encode": encoded - began, "train": figures.pop("seconds_training")}
     return {**counts, **figures, "seconds_by_phase": seconds}
+
+
+def _no_cluster(address: str | None, error: Exception) -> str:
+    reason = f"{error}".strip().partition("\n")[0]
+    if address is None:
+        return f"Ray cannot start a cluster on this machine: {reason}. `rlhf-ray doctor` says what it lacks"
+    return (
+        f"Ray cannot join the cluster at {address} (placement.address or RAY_ADDRESS): {reason}. It must be up, of the "
+        "same versions of Ray and Python, and with RAY_AUTH_MODE=token have the token that this machine has"
+    )
 
 
 def _embedded(placement: PlacementConfig, cpus: float) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_ray.config import AnyConfig, RunConfig
+from rlhf_ray.config import AnyConfig, PreferenceConfig, RunConfig
 from rlhf_ray.config_file import dump_config, load_config
 from rlhf_ray.errors import UserError
-from rlhf_ray.rundir.commit import fork_commit, newest_first, newest_good
+from rlhf_ray.rundir.commit import fork_commit, link, newest_first, newest_good
 from rlhf_ray.rundir.journal import RunDirectory
 from rlhf_ray.rundir.lines import read_lines
 
@@ -21,8 +21,9 @@ _BOOKS = ("metrics.jsonl", "spans.jsonl")
 def fork(source: Path, target: Path, step: int | None, overrides: Sequence[str]) -> int:
     """Makes the run directory `target` from the commit of `source` at `step` (None: the newest) and returns that step.
 
-    What was learned up to there comes along: metrics, rollouts, the evaluation before training. Files are hard links.
-    `UserError` if there is no such commit, if `target` exists, or if an override changes what the commit depends on.
+    What was learned up to there comes along: metrics, rollouts, the evaluation before training. Files are hard links
+    where there can be some. `UserError` if there is no such commit, if `target` exists, or if an override changes what
+    the commit depends on.
     """
     if target.exists():
         raise UserError(f"{target} exists already: choose another run directory for the fork")
@@ -46,9 +47,9 @@ def fork(source: Path, target: Path, step: int | None, overrides: Sequence[str])
     for path in [*tables, *(source / "eval").glob("before.*")]:
         copy = unborn / path.relative_to(source)
         copy.parent.mkdir(exist_ok=True)
-        os.link(path, copy)
+        link(path, copy)
     if (source / "data").is_dir():
-        shutil.copytree(source / "data", unborn / "data", copy_function=os.link)
+        shutil.copytree(source / "data", unborn / "data", copy_function=link)
     os.rename(unborn, target)
     return chosen
 
@@ -72,10 +73,15 @@ def _check(before: AnyConfig, after: AnyConfig) -> None:
     if isinstance(before, RunConfig) and isinstance(after, RunConfig):
         if before.algorithm.type != after.algorithm.type:
             raise UserError(f"algorithm.type: the checkpoint has the state of {before.algorithm.type}; leave it so")
-        if before.policy.lora != after.policy.lora:
-            raise UserError("policy.lora: the checkpoint has other weights; leave it as it was")
+        for key in before.learners:
+            if getattr(before, key).lora != getattr(after, key).lora:
+                raise UserError(f"{key}.lora: the checkpoint has other weights; leave it as it was")
     else:
-        fixed.append("data")
+        fixed += ["data", "lora", *(["method"] if _method(before) != _method(after) else [])]
     for key in fixed:
         if getattr(before, key) != getattr(after, key):
             raise UserError(f"{key}: a fork goes on with that of the run it comes from; leave it as it was")
+
+
+def _method(config: AnyConfig) -> str | None:
+    return config.method.type if isinstance(config, PreferenceConfig) else None

@@ -46,10 +46,10 @@ def preflight(config: AnyConfig, run_dir: Path, resume: bool, *, download: bool 
     notes = _check_machine(config.placement.address)
     if isinstance(config, RunConfig):
         return notes + _check_online(config, run_dir, download)
-    return notes + _check_offline(config, download)
+    return notes + _check_offline(config, run_dir, download)
 
 
-def _check_offline(config: AnyOfflineConfig, download: bool) -> list[str]:
+def _check_offline(config: AnyOfflineConfig, run_dir: Path, download: bool) -> list[str]:
     notes: list[str] = []
     check = check_backbone if isinstance(config, RewardModelConfig) else check_causal_lm
     folder = _folder(config.model.path, check, download, notes)
@@ -59,6 +59,7 @@ def _check_offline(config: AnyOfflineConfig, download: bool) -> list[str]:
             f"data.max_tokens = {config.data.max_tokens}, but {config.model.path} was built for {longest} positions; "
             "lower it"
         )
+    _check_disk(config, run_dir)
     on_hub = [path for path in (config.data.path, config.data.heldout_path) if path and is_hub_id(path)]
     if on_hub and not download:
         notes.append(f"feedback of {on_hub[0]} is on the hub: not checked, loaded when the run starts")
@@ -195,7 +196,7 @@ def _scale_notes(config: RunConfig, folder: Path) -> list[str]:
     return []
 
 
-def _check_disk(config: RunConfig, run_dir: Path) -> None:
+def _check_disk(config: AnyConfig, run_dir: Path) -> None:
     parent = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
     free, one = shutil.disk_usage(parent).free / 2**30, checkpoint_gib(config)
     there = len(newest_first(run_dir / "checkpoints"))  # of a run that is resumed; one is written before one goes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlhf_ray.config import AnyConfig, LearnerConfig, RunConfig
+from rlhf_ray.config import AnyConfig, RunConfig
 from rlhf_ray.errors import UserError
 from rlhf_ray.models.folder import count_parameters, resolve_model
 from rlhf_ray.rewards.base import ModelRewardConfig
@@ -60,7 +60,7 @@ def total_cpus(config: AnyConfig) -> float:
     return sum(role.total_cpus for role in requests(config))
 
 
-def feasible(config: RunConfig, cpus: float, gpus: float, memory_gib: float) -> None:
+def feasible(config: AnyConfig, cpus: float, gpus: float, memory_gib: float) -> None:
     """Raises `UserError` naming everything that a cluster of `cpus`, `gpus` and `memory_gib` lacks, by role."""
     roles = requests(config)
     lacking = []
@@ -81,11 +81,16 @@ def feasible(config: RunConfig, cpus: float, gpus: float, memory_gib: float) -> 
         )
 
 
-def least_memory_gib(config: RunConfig) -> dict[str, float]:
+def least_memory_gib(config: AnyConfig) -> dict[str, float]:
     """A lower bound of the main memory of each role that runs on CPU, in GiB: weights, gradients, Adam, KV cache.
 
-    Activations and the libraries come on top. A hub model that is not downloaded yet counts as nothing.
+    Activations, the libraries and the reference of a run on fixed data come on top. A hub model that is not downloaded
+    yet counts as nothing.
     """
+    if not isinstance(config, RunConfig):
+        train, lora = config.train, config.lora is not None
+        size = _learner_bytes(train.num_workers, train.deepspeed.zero_stage, lora, parameters(config.model.path)) / GIB
+        return {} if train.gpus_per_worker else {f"{config.kind} group": size}
     policy, cache = parameters(config.model.path), config.rollout.kv_cache_gib if config.rollout.engine == "vllm" else 0
     rewards = sum(parameters(s.path) for s in config.reward.sources if isinstance(s, ModelRewardConfig))
     asked: dict[str, float] = {}
@@ -96,19 +101,27 @@ def least_memory_gib(config: RunConfig) -> dict[str, float]:
     if not config.reference.gpus:
         asked["reference"] = config.reference.replicas * _WEIGHTS * policy / GIB
     return asked | {
-        role: _learner_bytes(learner, learner_parameters(config, role)) / GIB
+        role: _learner_bytes(
+            learner.num_workers,
+            learner.deepspeed.zero_stage,
+            learner.lora is not None,
+            learner_parameters(config, role),
+        )
+        / GIB
         for role, learner in config.learners.items()
         if not learner.gpus_per_worker
     }
 
 
-def checkpoint_gib(config: RunConfig) -> float:
-    """An estimate of one checkpoint in GiB: the policy whole, and float32 weights with Adam's state of what trains. Of
+def checkpoint_gib(config: AnyConfig) -> float:
+    """An estimate of one checkpoint in GiB: the model whole, and float32 weights with Adam's state of what trains. Of
     adapters, which are small, nothing is counted."""
-    total = _WEIGHTS * parameters(config.model.path)
-    for role, learner in config.learners.items():
-        total += 0 if learner.lora else learner_parameters(config, role) * (_WEIGHTS + _ADAM)
-    return total / GIB
+    model = parameters(config.model.path)
+    if isinstance(config, RunConfig):
+        sizes = [learner_parameters(config, role) for role, learner in config.learners.items() if not learner.lora]
+    else:
+        sizes = [] if config.lora else [model]
+    return (_WEIGHTS * model + (_WEIGHTS + _ADAM) * sum(sizes)) / GIB
 
 
 def learner_parameters(config: RunConfig, role: str) -> int:
@@ -126,10 +139,9 @@ def parameters(path: str) -> int:
         return 0
 
 
-def _learner_bytes(learner: LearnerConfig, size: int) -> int:
+def _learner_bytes(ranks: int, stage: int, lora: bool, size: int) -> int:
     """Over all ranks. ZeRO 1-3 share out Adam's state, 2-3 the gradients, 3 the weights; LoRA trains few."""
-    ranks, stage = learner.num_workers, learner.deepspeed.zero_stage
     weights = _WEIGHTS * (1 if stage == 3 else ranks)
-    if learner.lora:
+    if lora:
         return size * weights
     return size * (weights + _GRADIENTS * (1 if stage >= 2 else ranks) + _ADAM * (1 if stage >= 1 else ranks))

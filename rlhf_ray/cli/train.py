@@ -99,8 +99,6 @@ def _command(path: str, overrides: Sequence[str], folder: Path, resume: bool) ->
 
 def _shortfall(config: AnyConfig) -> list[str]:
     """What this machine lacks for the run, as a note: a dry run may be made on another machine than the run."""
-    if not isinstance(config, RunConfig):
-        return []
     cores, gpus, asked = cpu_cores(), _visible_gpus(), requests(config)
     wanted = sum(role.total_gpus for role in asked)
     notes = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.cluster import connected
-from rlhf_ray.config import AnyConfig, RunConfig
+from rlhf_ray.config import AnyConfig
 from rlhf_ray.errors import LostError, RunError, UserError
 from rlhf_ray.launching.supervise import started_again
 from rlhf_ray.resources import feasible, total_cpus
@@ -94,12 +94,12 @@ def _is_loss(death_cause: dict[str, Any]) -> bool:
 
 
 def _await_room(config: AnyConfig) -> None:
-    """Waits until the cluster has what the run asks for: a lost node may be replaced. `UserError` if it does not come;
-    a run on fixed data waits in Ray Train."""
+    """Waits until the cluster has what the run asks for: a lost node may be replaced. `UserError` if it does not
+    come."""
     import ray
 
     deadline = time.monotonic() + _REPLACED_S
-    while isinstance(config, RunConfig):
+    while True:
         has = ray.cluster_resources()
         try:
             return feasible(config, has.get("CPU", 0), has.get("GPU", 0), has.get("memory", 0) / 2**30)

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rlhf_ray.report.facts import number, plural
 from rlhf_ray.report.files import RunFiles
 from rlhf_ray.rundir.commit import latest_commit
 from rlhf_ray.rundir.journal import read_phase
+from rlhf_ray.rundir.lines import read_lines
 
 FAULTS = ("hung", "stalled", "revived", "damaged_checkpoint", "lost", "restart", "failed")
 """Kinds of events that tell of something that went wrong."""
 _ENDS = ("failed", "lost")
 _ADVICE = {
-    r"No space left|ENOSPC|disk quota": "Free some disk, or lower train.keep_checkpoints; then resume.",
-    r"CUDA out of memory|OutOfMemory|OOM|out of memory|MemoryError": "Lower policy.microbatch_tokens or "
-    "rollout.max_concurrent, or use more ranks; then resume.",
     r"rollouts of the step failed to be scored": "Mend the reward source that the message names; then resume.",
+    r"No space left|ENOSPC|disk quota": "Free some disk, or lower train.keep_checkpoints; then resume.",
+    r"OutOfMemory|\bOOM\b|out of memory|low on memory|MemoryError": "Lower policy.microbatch_tokens or "
+    "rollout.max_concurrent (of a run on fixed data train.microbatch_size), or use more ranks; then resume.",
     r"did not finish|did not answer": "The event 'stalled' in events.jsonl has the stacks of all actors. If the "
     "machine was only busy, resume with a longer train.deadline_s.",
-    r"NaN|not finite|non-finite": "Lower the learning rate, and look at the last steps below; then resume.",
+    r"\bNaN\b|not finite|non-finite": "Look at the last steps below. `rlhf-ray fork` begins at a checkpoint before "
+    "them with a lower learning rate.",
 }
 _ELSE = "If the message names your code or your data, mend it; then resume."
 
 
 def crash(files: RunFiles) -> list[tuple[str, str]]:
     """Questions and answers; none if the run has not failed, or has reached its end after all."""
-    told = [event for event in _of_the_last_try(files.events) if event.get("kind") in FAULTS]
+    survived = _last_step_done(files)
+    told = [
+        event
+        for event in _of_the_last_try(files.events)
+        if event.get("kind") in FAULTS and (event["kind"] in _ENDS or float(str(event["time"])) > survived)
+    ]
     ends = [event for event in told if event.get("kind") in _ENDS]
     if files.summary.get("finished") or not ends:
         return []
@@ -50,6 +57,18 @@ def crash(files: RunFiles) -> list[tuple[str, str]]:
 def _of_the_last_try(events: Sequence[Mapping[str, object]]) -> Sequence[Mapping[str, object]]:
     starts = [i for i, event in enumerate(events) if event.get("kind") == "resume"]
     return events[starts[-1] :] if starts else events
+
+
+def _last_step_done(files: RunFiles) -> float:
+    """When the last step was finished: what went wrong before was survived, and is not why the run failed."""
+    spans = read_lines(files.path / "spans.jsonl")[-1:]
+    return max((end for record in spans for lane in _lanes(record) for _, end in lane), default=0.0)
+
+
+def _lanes(record: Mapping[str, object]) -> Iterable[list[tuple[float, float]]]:
+    lanes = record["lanes"]
+    assert isinstance(lanes, Mapping)
+    return lanes.values()
 
 
 def _sentence(event: Mapping[str, object]) -> str:

@@ -86,7 +86,7 @@ def unfinished(parent: Path) -> str | None:
 
 
 def fork_commit(source: Path, parent: Path) -> Path:
-    """Makes the commit at `source` one of `parent` too, its files hard-linked; returns the copy's path.
+    """Makes the commit at `source` one of `parent` too, by `link`; returns the copy's path.
 
     `ValueError` if a byte of it is not as it was committed, `FileExistsError` if `parent` has that step already.
     """
@@ -94,11 +94,19 @@ def fork_commit(source: Path, parent: Path) -> Path:
     if problems:
         raise ValueError(f"{source} cannot be copied: {'; '.join(problems)}")
 
-    def link(folder: Path) -> None:
+    def copy(folder: Path) -> None:
         skip = shutil.ignore_patterns(MANIFEST)
-        shutil.copytree(source, folder, copy_function=os.link, dirs_exist_ok=True, ignore=skip)
+        shutil.copytree(source, folder, copy_function=link, dirs_exist_ok=True, ignore=skip)
 
-    return commit_directory(parent, source.name, link, _read_manifest(source)[1])
+    return commit_directory(parent, source.name, copy, _read_manifest(source)[1])
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """A hard link, or a copy where there can be none: on another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def newest_first(parent: Path) -> list[Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -109,6 +111,15 @@ def test_a_fork_has_the_past_up_to_its_step_and_nothing_after(run: Path, tmp_pat
     assert again.committed_step == 2, "it can be resumed"
 
 
+def test_a_fork_on_another_disk_is_a_copy(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", link)
+    fork(run, tmp_path / "fork", 2, [])
+    assert newest_good(tmp_path / "fork" / "checkpoints")[0] is not None
+
+
 def newest_of(run: Path, step: int) -> dict[str, object]:
     manifest = json.loads((run / "checkpoints" / f"step-{step:06d}" / "manifest.json").read_text())
     meta: dict[str, object] = manifest["meta"]
@@ -142,6 +153,7 @@ def test_a_damaged_checkpoint_is_no_beginning(run: Path, tmp_path: Path) -> None
         (2, "model.dtype=bfloat16", "model: a fork goes on with that of the run"),
         (2, "algorithm.type=ppo_lagrangian", "algorithm"),
         (2, "policy.lora.rank=4", "policy.lora: the checkpoint has other weights"),
+        (2, "critic.lora.rank=4", "critic.lora: the checkpoint has other weights"),
         (2, "policy.learning_rat=1", "learning_rat"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,14 @@ def test_faults_that_were_survived_before_the_last_start_are_not_the_cause(run: 
     assert "There is no checkpoint yet: 0 steps will be done again" in found["What is lost"]
 
 
+def test_faults_that_a_later_step_has_survived_are_not_the_cause(run: RunDirectory) -> None:
+    run.event("hung", "reward-0 did not answer for 15 s and was killed.")
+    run.spans(3, {"policy": [(time.time() - 1, time.time())]})
+    run.event("hung", "reward-1 did not answer for 15 s and was killed.")
+    found = told(run, ("failed", "a bug"))
+    assert found["What failed first"].startswith("reward-1") and found["Deaths, hangs and restarts before"] == "2"
+
+
 @pytest.mark.parametrize("events", [[], [("revived", "rollout-0 died and was started again.")]])
 def test_a_run_that_goes_on_has_not_failed(run: RunDirectory, events: list[tuple[str, str]]) -> None:
     assert told(run, *events) == {}
@@ -78,6 +87,8 @@ def test_a_run_that_reached_its_end_has_not_failed(run: RunDirectory) -> None:
     [
         ("CUDA out of memory", "policy.microbatch_tokens"),
         ("all 8 rollouts of the step failed to be scored", "Mend the reward source"),
+        ("all 8 rollouts of the step failed to be scored; the first: MemoryError", "Mend the reward source"),
+        ("there is no room for this maintenance", "names your code or your data"),
         ("policy: ranks [1] did not answer 'update' within 600 s", "train.deadline_s"),
         ("ZeroDivisionError: division by zero", "names your code or your data"),
     ],

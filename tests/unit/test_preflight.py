@@ -7,9 +7,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from tiny_folders import reward_folder, run_config
+from tiny_folders import model_folder, reward_folder, run_config
 
-from rlhf_ray.config import RewardModelConfig, RunConfig
+from rlhf_ray.config import RewardModelConfig, RunConfig, SFTConfig
 from rlhf_ray.errors import UserError
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.preflight import _check_disk, check_function, feasible, memory_finding, preflight
@@ -169,3 +169,20 @@ def test_too_little_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "more than the 1.0 of this machine: lower microbatch_tokens" in memory_finding(config).line
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
     assert "more than" not in memory_finding(config).line, "the cluster has it"
+
+
+def test_runs_on_fixed_data_need_room_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_folder(tmp_path / "policy")
+    train = {"num_workers": 2, "gpus_per_worker": 1, "keep_checkpoints": 3}
+    raw = {"name": "sft", "model": {"path": str(model)}, "data": {"path": "demo"}, "train": train}
+    config = SFTConfig.model_validate(raw)
+    assert checkpoint_gib(config) * 2**30 == 20 * 4 + 20 * 12
+    assert checkpoint_gib(SFTConfig.model_validate(raw | {"lora": {"rank": 2}})) * 2**30 == 20 * 4
+    assert least_memory_gib(config) == {}, "it is the GPU's"
+    with pytest.raises(UserError, match=r"asks for 2 GPUs \(sft group 2\), the cluster has 1"):
+        feasible(config, 2, 1, 64)
+    on_cpu = SFTConfig.model_validate(raw | {"train": {"num_workers": 2, "deepspeed": {"zero_stage": 1}}})
+    assert least_memory_gib(on_cpu)["sft group"] * 2**30 == pytest.approx(20 * (2 * 8 + 8))
+    monkeypatch.setattr("rlhf_ray.preflight.checkpoint_gib", lambda config: 1e6)
+    with pytest.raises(UserError, match=r"GiB of disk are free, but train\.keep_checkpoints = 3"):
+        preflight(config, tmp_path / "run", False)
