@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
 import os
 import shutil
@@ -32,6 +30,7 @@ from rlhf_ray.models.folder import (
 from rlhf_ray.models.lean import import_lean
 from rlhf_ray.resources import checkpoint_gib, feasible
 from rlhf_ray.rewards.base import FunctionRewardConfig, ModelRewardConfig
+from rlhf_ray.rewards.isolated import FunctionFailed, IsolatedFunction
 from rlhf_ray.rundir.commit import newest_first
 
 __all__ = ["feasible", "preflight"]
@@ -80,7 +79,7 @@ def _check_online(config: RunConfig, run_dir: Path, download: bool) -> list[str]
         notes.append(f"critic is ignored: algorithm.type = {config.algorithm.type} has none")
     for source in config.reward.sources:
         if isinstance(source, FunctionRewardConfig):
-            check_function(source.path)
+            check_function(source)
     policy = _folder(config.model.path, check_causal_lm, download, notes)
     models = [source for source in config.reward.sources if isinstance(source, ModelRewardConfig)]
     rewards = [_folder(source.path, check_reward_model, download, notes) for source in models]
@@ -225,19 +224,10 @@ def _check_prompts(config: RunConfig, policy: Path | None, notes: list[str]) -> 
         notes.append(f"a step takes {config.train.prompts_per_step} prompts, more than there are: some repeat in it")
 
 
-def check_function(path: str) -> None:
-    """Raises `UserError` unless `package.module:function` can be imported and takes (prompt, response, reference)."""
-    module, _, name = path.partition(":")
+def check_function(source: FunctionRewardConfig) -> None:
+    """Raises `UserError` unless the function can be loaded, in a process of its own, and takes (prompt, response,
+    reference)."""
     try:
-        function = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # whatever the user's module raises when imported
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"reward function {path}: importing {module} failed: {reason}") from error
-    if not callable(function):
-        raise UserError(f"reward function {path}: {module} has no function {name}")
-    try:
-        inspect.signature(function).bind("prompt", "response", None)
-    except TypeError as error:
-        raise UserError(f"reward function {path} must accept (prompt, response, reference): {error}") from None
-    except ValueError:  # a builtin without a signature
-        return
+        IsolatedFunction(source.path, source.timeout_s, source.memory_gib).close()
+    except FunctionFailed as error:
+        raise UserError(f"{error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,16 +16,25 @@ RewardFunction = Callable[[str, str, str | None], float]
 
 
 def load_function(path: str) -> RewardFunction:
-    """The function at `package.module:function`; a `UserError` says what is wrong with the path."""
+    """The function at `package.module:function`; a `UserError` says what is wrong with the path, or with the module."""
     module, _, name = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
         raise UserError(f"reward function {path}: cannot import {module} ({error}); is it on PYTHONPATH?") from error
-    except AttributeError:
-        raise UserError(f"reward function {path}: {module} has no {name}") from None
+    except (Exception, SystemExit) as error:  # a user's module may do anything when it is imported
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"reward function {path}: importing {module} failed: {reason}") from error
+    if found is None:
+        raise UserError(f"reward function {path}: {module} has no {name}")
     if not callable(found):
         raise UserError(f"reward function {path}: it is a {type(found).__name__}, not a function")
+    try:
+        inspect.signature(found).bind("prompt", "response", None)
+    except TypeError as error:
+        raise UserError(f"reward function {path} must accept (prompt, response, reference): {error}") from None
+    except ValueError:
+        pass  # a builtin without a signature
     function: RewardFunction = found
     return function
 

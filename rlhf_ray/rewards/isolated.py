@@ -12,10 +12,13 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from rlhf_ray.machine import end_with_parent
 from rlhf_ray.tags import role_tag
-from rlhf_ray.types import Rollout
+
+if TYPE_CHECKING:  # loads torch
+    from rlhf_ray.types import Rollout
 
 _START_S = 120.0
 _CHUNK = 65536
@@ -45,6 +48,12 @@ class IsolatedFunction:
     def score(self, rollouts: Sequence[Rollout]) -> list[float | Exception]:
         """One entry a rollout; the reason stands in place of a number."""
         return [self._one(rollout) for rollout in rollouts]
+
+    def close(self) -> None:
+        """Ends its process."""
+        if self._child is not None and self._child.stdin is not None:
+            self._child.stdin.close()
+            self._end()
 
     def _one(self, rollout: Rollout) -> float | Exception:
         asked = [message.content for message in rollout.prompt.messages if message.role == "user"]

@@ -134,7 +134,7 @@ def test_it_does_not_outlive_its_owner(tmp_path: Path) -> None:
     program = (
         "from rlhf_ray.rewards.isolated import IsolatedFunction\n"
         "import json, time\n"
-        "print(json.dumps(IsolatedFunction('math:dist', 9.0, None)._child.pid), flush=True)\n"
+        "print(json.dumps(IsolatedFunction('operator:setitem', 9.0, None)._child.pid), flush=True)\n"
         "time.sleep(60)\n"
     )
     owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

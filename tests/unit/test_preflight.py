@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 from pathlib import Path
@@ -14,6 +15,7 @@ from rlhf_ray.errors import UserError
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.preflight import _check_disk, check_function, feasible, memory_finding, preflight
 from rlhf_ray.resources import checkpoint_gib, least_memory_gib, requests
+from rlhf_ray.rewards.base import FunctionRewardConfig
 
 
 def refusal(config: RunConfig | RewardModelConfig, run_dir: Path, resume: bool = False) -> str:
@@ -54,7 +56,7 @@ def test_critic_from_the_reward_model_needs_the_policys_tokenizer(tmp_path: Path
 
 def test_critic_from_the_reward_model_needs_a_reward_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rewards_for_test.py").write_text("def f(prompt, response, reference): return 0.0")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     reward = {"sources": [{"type": "function", "path": "rewards_for_test:f"}]}
     assert "critic.init = reward needs" in refusal(run_config(tmp_path, reward=reward), tmp_path / "run")
     preflight(run_config(tmp_path, reward=reward, critic={"init": "policy"}), tmp_path / "run", False)
@@ -90,15 +92,26 @@ def test_a_silent_ray_cluster(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("no_such_module_here:f", "importing no_such_module_here failed: ModuleNotFoundError"),
-        ("math:no_such", "math has no function no_such"),
-        ("math:pi", "math has no function pi"),
+        ("no_such_module_here:f", "cannot import no_such_module_here .*is it on PYTHONPATH"),
+        ("math:no_such", "math has no no_such"),
+        ("math:pi", "it is a float, not a function"),
         ("textwrap:dedent", "must accept"),
+        ("exits:f", "importing exits failed: SystemExit: 0"),
+        ("raises:f", "importing raises failed: ZeroDivisionError"),
+        ("dies:f", r"the process of dies:f died \(SIGSEGV\)"),
+        ("fine:f", ""),
     ],
 )
-def test_reward_functions(path: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        check_function(path)
+def test_reward_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, message: str) -> None:
+    """Nothing that their modules do harms the driver."""
+    deaths = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    bodies = {"exits": "raise SystemExit(0)", "raises": "1 / 0", "dies": deaths, "fine": "f = lambda p, r, ref: 1.0"}
+    for name, body in bodies.items():
+        (tmp_path / f"{name}.py").write_text(body)
+    monkeypatch.chdir(tmp_path)
+    source = FunctionRewardConfig(type="function", path=path)
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        check_function(source)
 
 
 def test_a_dry_run_notes_what_only_the_hub_has(tmp_path: Path) -> None:
