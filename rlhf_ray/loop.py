@@ -40,6 +40,7 @@ def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: i
             rollouts, quarantined = in_order(prompts, scoring())
         if quarantined:
             roles.journal.event("quarantine", quarantine_note(step, rollouts, quarantined), step=step)
+        roles.journal.rollouts(step, rollouts + quarantined)  # if the step fails from here on, `replay` can do it again
         batch = collate(rollouts, pad_token_id, config.reward.truncated.mode, config.reward.truncated.penalty)
 
         with clock("logprobs"):
@@ -58,7 +59,6 @@ def train(config: RunConfig, roles: Roles, algorithm: Algorithm, pad_token_id: i
 
         progress.step, progress.version = step, progress.version + 1
         metrics |= rollout_metrics(rollouts, quarantined) | checked
-        roles.journal.rollouts(step, rollouts + quarantined)
         roles.journal.metrics(step, metrics | clock.metrics())
         sentinels.check_update(step, metrics)
         stopping = roles.should_stop()

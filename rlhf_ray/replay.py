@@ -40,7 +40,8 @@ class Figure:
 
 
 def replay(run_dir: Path, step: int, at_step: Callable[[], None] = lambda: None) -> list[Figure]:
-    """Does step `step` of the run at `run_dir` again and returns its metrics. `at_step` is called before it.
+    """Does step `step` of the run at `run_dir` again and returns its metrics; also of one that failed after its answers
+    had their scores. `at_step` is called before it.
 
     One process plays all ranks, so sums are rounded in another order: figures agree to some 1e-5 where the run had
     several. `UserError` if the books do not have the step.
@@ -49,9 +50,9 @@ def replay(run_dir: Path, step: int, at_step: Callable[[], None] = lambda: None)
     if not isinstance(config, RunConfig):
         raise UserError(f"{run_dir} is a run of kind {config.kind}: only steps of online runs can be done again")
     lines = {int(str(record["step"])): record for record in read_lines(run_dir / "metrics.jsonl")}
-    if step not in lines:
+    if step not in lines and not _table(run_dir, step).is_file():
         known = f"{min(lines)} to {max(lines)}" if lines else "none"
-        raise UserError(f"{run_dir} has no step {step} in metrics.jsonl, which has {known}")
+        raise UserError(f"{run_dir} has no answers of step {step}, and figures of {known}")
     start, _ = newest_good(run_dir / "checkpoints", below=f"step-{step:06d}")  # None: the untrained model
     config = _alone(config, step)
     folders = folders_of(config)
@@ -65,7 +66,7 @@ def replay(run_dir: Path, step: int, at_step: Callable[[], None] = lambda: None)
     algorithm = config.algorithm.make()
     progress = restore(roles, algorithm, start.meta) if start else Progress()
     train(config, roles, algorithm, tokenizer.pad_token_id or 0, progress)
-    return _compared(lines[step], local.journal.steps[-1])
+    return _compared(lines.get(step, {}), local.journal.steps[-1])
 
 
 class Books:
@@ -98,11 +99,15 @@ class Books:
         """The books know where they are."""
 
     def _rollouts(self) -> list[Rollout]:
-        table = self._run_dir / "rollouts" / f"step-{self._step:06d}.parquet"
+        table = _table(self._run_dir, self._step)
         rows: list[dict[str, Any]] = read_rollouts(table)
         if rows and "response_ids" not in rows[0]:
             raise UserError(f"{table} was written by an older version, without the token ids that were learned from")
         return [_rollout(row) for row in rows]
+
+
+def _table(run_dir: Path, step: int) -> Path:
+    return run_dir / "rollouts" / f"step-{step:06d}.parquet"
 
 
 def _rollout(row: Mapping[str, Any]) -> Rollout:

@@ -69,6 +69,19 @@ def test_a_step_done_again_has_the_figures_that_were_written(run: Path, step: in
     assert wrong == {}
 
 
+def test_the_step_that_failed_can_be_done_again(run: Path, tmp_path: Path) -> None:
+    """It has answers and no figures."""
+    target = tmp_path / "failed"
+    shutil.copytree(run, target)
+    lines = (target / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (target / "metrics.jsonl").write_text("".join(lines[:-1]))
+    shutil.rmtree(target / "checkpoints" / "step-000005")
+    failed = {one.name: one for one in replay(target, 5)}
+    whole = {one.name: one for one in replay(run, 5)}
+    assert {name: one.replayed for name, one in failed.items()} == {name: one.replayed for name, one in whole.items()}
+    assert all(one.written is None for one in failed.values())
+
+
 def test_another_state_would_have_other_figures(run: Path, tmp_path: Path) -> None:
     """The comparison can fail: without the commits, step 5 starts from the untrained model and skips nothing."""
     target = tmp_path / "fork"
@@ -91,7 +104,7 @@ def test_replay_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str
     found = json.loads(capsys.readouterr().out)[names.REWARD_MEAN]
     assert found["written"] == pytest.approx(found["replayed"])
     assert main(["replay", str(run), "--step", "9"]) == 2
-    assert "has no step 9 in metrics.jsonl, which has 1 to 5" in capsys.readouterr().err
+    assert "has no answers of step 9, and figures of 1 to 5" in capsys.readouterr().err
     assert main(["replay", str(run.parent), "--step", "1"]) == 2
 
 

@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from rlhf_ray.tags import end_processes, tags
+from rlhf_ray.tags import end_processes, run_id, tags
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,10 @@ def test_which_processes_are_ended(run: str, role: str, title: str, age_s: float
     finally:
         process.kill()
         process.wait()
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, other = run_id(tmp_path / "a" / "ppo"), run_id(tmp_path / "b" / "ppo")
+    assert one != other and one.startswith("ppo-")
+    assert run_id(Path("a", "ppo")) == one, "wherever it is named from"
