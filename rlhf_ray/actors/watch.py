@@ -11,6 +11,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.state import get_actor
+from ray.util.state.exception import RayStateApiException
 
 from rlhf_ray.actors.group import InboxLost, LearnerGroup
 from rlhf_ray.actors.living import stacks
@@ -18,7 +20,7 @@ from rlhf_ray.actors.pools import HEALTH, Pool
 from rlhf_ray.tags import end_processes
 
 HUNG_S = 15.0
-"""So long an actor may be silent that has answered before. It does so from a thread of its own, while it computes."""
+"""So long an actor may be silent once it is made. It answers from a thread of its own, while it computes."""
 HUNG_TRAIN_S = 300.0
 """Ray Train's controller does nothing else while it places and starts a group."""
 _EVERY_S = 1.0
@@ -99,8 +101,10 @@ class Watch:
                 known.add(asked.pop(reference)[0].actor)
             for reference in silent:
                 member, since = asked[reference]
-                # One that has never answered may be loading its model.
-                if member.actor in known and time.monotonic() - since > member.patience_s:
+                if time.monotonic() - since <= member.patience_s:
+                    continue
+                # One that has never answered may be loading its model; or it hung before it was asked from here.
+                if member.actor in known or _is_made(member.actor):
                     del asked[reference]
                     self._tell(f"{member.name} did not answer for {member.patience_s:.0f} s and was killed.")
                     member.end(self._run)
@@ -121,6 +125,15 @@ class Watch:
                 name, ready = f"Ray Train's controller of {group.role}", controller.__ray_ready__.remote
                 found.append(Member(name, controller, ready, HUNG_TRAIN_S, inbox, "ray::TrainController"))
         return found
+
+
+def _is_made(actor: Any) -> bool:
+    """Whether its constructor is over, as Ray says; False if Ray does not say."""
+    try:
+        found = get_actor(actor._actor_id.hex(), address=ray.get_runtime_context().gcs_address, timeout=int(_STACKS_S))
+    except (RayStateApiException, RayError):
+        return False
+    return found is not None and found.state == "ALIVE"
 
 
 def _told(ask: Callable[[float], Any], otherwise: Any) -> Any:

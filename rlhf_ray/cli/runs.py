@@ -60,7 +60,7 @@ def chaos(
     engine: Annotated[Literal["torch", "vllm"], typer.Option(help="Which rollout engine the runs have.")] = "torch",
     role: Annotated[list[str] | None, typer.Option(help="Whom to kill; everybody if not given.")] = None,
     phase: Annotated[list[str] | None, typer.Option(help="When; in every phase if not given.")] = None,
-    limit: Annotated[float, typer.Option(min=1, help="Seconds that a run may take to recover from one kill.")] = 240.0,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds that a run may take to recover from one kill.")] = 420.0,
     fixed_data: Annotated[
         Literal["dpo", "reward"] | None, typer.Option(help="Such a run instead, killed at random moments.")
     ] = None,

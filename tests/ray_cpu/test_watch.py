@@ -78,6 +78,18 @@ def test_one_that_loads_is_left_alone_and_one_that_hangs_is_started_again(watchi
     assert pool.answer(pool.call(0, "pid")) != first
 
 
+def test_so_is_one_that_hung_before_it_was_first_asked(watching: Watching) -> None:
+    """Of a controller that is lost the next one takes the actors over."""
+    actor = _sleeper(0.0)
+    first = ray.get(actor.pid.remote(), timeout=60)
+    actor.stop.remote()
+    time.sleep(1)
+    said = watching([Pool("rollout", [actor], 60.0)], [])
+    _await(lambda: bool(said))
+    pool = Pool("rollout", [actor], 60.0)
+    assert pool.answer(pool.call(0, "pid")) != first
+
+
 def test_so_is_the_controller_of_ray_train(watching: Watching) -> None:
     """One that has not introduced itself, or whose inbox is dead, is unknown."""
     inbox, controller = _sleeper(0.0), _sleeper(0.0)
