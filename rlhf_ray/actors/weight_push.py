@@ -9,7 +9,7 @@ from rlhf_ray import metrics as names
 from rlhf_ray.actors.group import InboxLost, LearnerGroup
 from rlhf_ray.actors.inbox import TRIES
 from rlhf_ray.actors.pools import RolloutPool
-from rlhf_ray.errors import RunError
+from rlhf_ray.errors import RunError, StallError
 from rlhf_ray.ports import Metrics
 from rlhf_ray.weight_sync.broadcast import Rendezvous
 
@@ -72,7 +72,7 @@ class WeightBroadcast:
                 if self._now() != self._members:
                     self._connect()
                 return self._push(version, since)
-            except InboxLost:
+            except (InboxLost, StallError):  # who hangs is not helped by another wait as long
                 raise
             except RunError as error:
                 if not left:

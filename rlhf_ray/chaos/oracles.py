@@ -61,7 +61,7 @@ def plan_kept(config: RunConfig, steps: int, killed: Path) -> Iterator[str]:
 
 def _epochs(prompts: list[str]) -> Iterator[str]:
     """All of them in turn, and again."""
-    size = len(set(prompts))
+    size = max(1, len(set(prompts)))
     for start in range(0, len(prompts), size):
         epoch = prompts[start : start + size]
         if len(set(epoch)) != len(epoch):

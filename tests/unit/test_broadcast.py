@@ -6,11 +6,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from rlhf_ray.actors.inbox import TRIES
 from rlhf_ray.actors.learner import PolicyLearner
+from rlhf_ray.actors.weight_push import WeightBroadcast
+from rlhf_ray.errors import RunError, StallError
 from rlhf_ray.weight_sync import broadcast
 from rlhf_ray.weight_sync.broadcast import Rendezvous, WeightGroup
 from rlhf_ray.weight_sync.bucket import TensorSpec, plan_buckets
@@ -63,3 +67,22 @@ def test_ranks_gather_all_weights_though_the_sender_fails() -> None:
     with pytest.raises(RuntimeError, match="in bucket 1"):
         PolicyLearner.publish(rank, 1)  # type: ignore[arg-type]  # has what it reads
     assert export.gathered == 3
+
+
+@pytest.mark.parametrize(("error", "tries"), [(StallError("late"), 1), (RunError("damaged"), TRIES)])
+def test_a_stalled_push_is_not_made_again(monkeypatch: pytest.MonkeyPatch, error: Exception, tries: int) -> None:
+    """It would wait as long once more."""
+    asked: list[int] = []
+
+    def push(version: int, since: int | None) -> None:
+        asked.append(version)
+        raise error
+
+    rollout: Any = SimpleNamespace(tell=lambda sentence: None)
+    weights = WeightBroadcast(SimpleNamespace(), rollout, "gloo")  # type: ignore[arg-type]  # nobody is asked
+    monkeypatch.setattr(weights, "_now", lambda: (0, []))
+    monkeypatch.setattr(weights, "_connect", lambda: None)
+    monkeypatch.setattr(weights, "_push", push)
+    with pytest.raises(type(error)):
+        weights.push(3)
+    assert asked == [3] * tries
