@@ -32,7 +32,7 @@ class Command:
 
 
 COMES_S = 180.0
-"""So long the first rank of a group that was made again may take to come to its inbox."""
+"""So long the first rank of a group may take to come to its inbox. What the run asks for, the cluster has."""
 TRIES = 3
 """So often what died is started again in vain; then it is the fault of what it was asked."""
 BEGIN = "begin"
@@ -95,11 +95,10 @@ class Inbox:
         self._train_controller: Any = None
         self._ended: str | None = None
         self._taken = time.monotonic()
-        self._replacing: float | None = None
+        self._awaited: float | None = None
         if group is not None:
             context = ray.get_runtime_context()
-            if context.was_current_actor_reconstructed:
-                self._replacing = time.monotonic()
+            self._awaited = time.monotonic()
             threading.Thread(target=self._fit, args=(group, context.current_actor), name="fit", daemon=True).start()
 
     def _fit(self, group: WorkerGroup, myself: Any) -> None:
@@ -111,15 +110,15 @@ class Inbox:
                 return
             except Exception as error:  # the fault-tolerance seam: a thread has no caller to raise to
                 self._ends_in_vain += 1
-                self._replacing = time.monotonic()
+                self._awaited = time.monotonic()
                 reason = f"{type(error).__name__}: {error}"
         self._ended = reason
 
     async def ended(self) -> str | None:
-        """Why Ray Train's group is over for good, once it is. `LostError` if one that was made again does not come: Ray
-        keeps the place of a group whose controller died while it took it, until the driver ends."""
-        if self._replacing is not None and time.monotonic() - self._replacing > COMES_S:
-            raise LostError(f"no rank of the group that was made again has come within {COMES_S:.0f} s")
+        """Why Ray Train's group is over for good, once it is. `LostError` if it does not come: its controller may hang,
+        or Ray keeps the place of one whose controller died while it took it, until the driver ends."""
+        if self._awaited is not None and time.monotonic() - self._awaited > COMES_S:
+            raise LostError(f"no rank of the group has come within {COMES_S:.0f} s")
         return self._ended
 
     async def next_index(self) -> int:
@@ -144,7 +143,7 @@ class Inbox:
         self._joins += 1
         self._joins_in_vain += 1
         self._workers[rank] = worker
-        self._replacing = None
+        self._awaited = None
         for number, answers in enumerate(self._answers):
             values = {of: answer for of, answer in answers.items() if answer.error is None}
             if len(values) < self._world_size:

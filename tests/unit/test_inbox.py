@@ -230,19 +230,20 @@ def test_it_says_when_all_ranks_have_begun_what_comes_next() -> None:
     now(made.begun(since))
 
 
-def test_a_group_that_was_made_again_and_does_not_come_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its place may be taken, by what Ray has kept of the one before."""
-    group = Group(1)
+@pytest.mark.parametrize("deaths", [0, 1])
+def test_a_group_that_does_not_come_is_lost(monkeypatch: pytest.MonkeyPatch, deaths: int) -> None:
+    """The place of one that is made again may be taken, by what Ray has kept of the one before."""
+    group = Group(deaths)
     made = keeping(group, monkeypatch)
     assert end(made) == "it stopped"
     monkeypatch.setattr("rlhf_ray.actors.inbox.COMES_S", -1.0)
-    with pytest.raises(LostError, match="no rank of the group that was made again has come"):
+    with pytest.raises(LostError, match="no rank of the group has come"):
         now(made.ended())
     now(made.join(0, "it has come"))
     assert now(made.ended()) == "it stopped"
 
 
-CONTEXT = SimpleNamespace(current_actor="me", was_current_actor_reconstructed=False)
+CONTEXT = SimpleNamespace(current_actor="me")
 
 
 class Group:
