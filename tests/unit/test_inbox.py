@@ -86,7 +86,7 @@ def test_errors_of_the_group_before_are_forgotten_and_values_are_not() -> None:
     now(made.answer(1, 0, Answer(error="Connection closed by peer")))
     assert now(made.wait(1, 0.01)) == [Answer(error="rank 0: Connection closed by peer")]
     assert now(made.missing(1)) == [1]
-    now(made.join(0, "another"))
+    now(made.join(1, "another"))
     assert now(made.wait(1, 0.01)) is None and now(made.missing(1)) == [0, 1]
     answer(made, 1, "x", "y")
     now(made.answer(2, 1, Answer("y")))
