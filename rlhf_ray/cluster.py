@@ -78,7 +78,7 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
     began, run_dir = time.monotonic(), run_dir.resolve()
     folders = folders_of(config)
     with PeakMemory() as memory, connected(config.placement, total_cpus(config)):
-        _check_room(config)
+        check_room(config)
         if not resume:
             RunDirectory.create(run_dir, dump_config(config), {"command": command}, config.train.keep_checkpoints)
         with alone_in(run_dir):
@@ -100,7 +100,8 @@ def launch(config: RunConfig, run_dir: Path, resume: bool, command: str) -> dict
     return summary
 
 
-def _check_room(config: AnyConfig) -> None:
+def check_room(config: AnyConfig) -> None:
+    """`UserError` if the cluster that is connected lacks what the run asks for."""
     import ray
 
     available = ray.cluster_resources()
@@ -135,7 +136,7 @@ def launch_offline(config: AnyOfflineConfig, run_dir: Path, resume: bool, comman
     began, run_dir = time.monotonic(), run_dir.resolve()
     view = ProgressView(config.train.max_steps or 0, TITLES[config.kind])
     with PeakMemory() as memory, connected(config.placement, total_cpus(config)), view:
-        _check_room(config)
+        check_room(config)
         figures = run_offline(config, run_dir, resume, command, view.update)
     summary = {**figures, "seconds_total": time.monotonic() - began, "peak_rss_gib": memory.peak_gib}
     write_summary(run_dir, summary)

@@ -69,19 +69,17 @@ def _commit(checkpoints: Path, step: int | None) -> Path:
 
 
 def _check(before: AnyConfig, after: AnyConfig) -> None:
-    fixed = ["kind", "model"]
-    if isinstance(before, RunConfig) and isinstance(after, RunConfig):
-        if before.algorithm.type != after.algorithm.type:
-            raise UserError(f"algorithm.type: the checkpoint has the state of {before.algorithm.type}; leave it so")
-        for key in before.learners:
-            if getattr(before, key).lora != getattr(after, key).lora:
-                raise UserError(f"{key}.lora: the checkpoint has other weights; leave it as it was")
-    else:
-        fixed += ["data", "lora", *(["method"] if _method(before) != _method(after) else [])]
-    for key in fixed:
-        if getattr(before, key) != getattr(after, key):
+    wanted = _kept(after)
+    for key, value in _kept(before).items():
+        if wanted.get(key) != value:
             raise UserError(f"{key}: a fork goes on with that of the run it comes from; leave it as it was")
 
 
-def _method(config: AnyConfig) -> str | None:
-    return config.method.type if isinstance(config, PreferenceConfig) else None
+def _kept(config: AnyConfig) -> dict[str, object]:
+    """What a checkpoint depends on, by key."""
+    kept: dict[str, object] = {"kind": config.kind, "model": config.model}
+    if isinstance(config, RunConfig):
+        adapters = {f"{role}.lora": learner.lora for role, learner in config.learners.items()}
+        return kept | {"algorithm.type": config.algorithm.type} | adapters
+    method = {"method.type": config.method.type} if isinstance(config, PreferenceConfig) else {}
+    return kept | {"data": config.data, "lora": config.lora} | method

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.cluster import connected
+from rlhf_ray.cluster import check_room, connected
 from rlhf_ray.config import AnyConfig
 from rlhf_ray.errors import LostError, RunError, UserError
 from rlhf_ray.launching.supervise import started_again
-from rlhf_ray.resources import feasible, total_cpus
+from rlhf_ray.resources import total_cpus
 from rlhf_ray.rundir.lines import append_line
 
 _NOTICED_S = 30.0
@@ -96,13 +96,10 @@ def _is_loss(death_cause: dict[str, Any]) -> bool:
 def _await_room(config: AnyConfig) -> None:
     """Waits until the cluster has what the run asks for: a lost node may be replaced. `UserError` if it does not
     come."""
-    import ray
-
     deadline = time.monotonic() + _REPLACED_S
     while True:
-        has = ray.cluster_resources()
         try:
-            return feasible(config, has.get("CPU", 0), has.get("GPU", 0), has.get("memory", 0) / 2**30)
+            return check_room(config)
         except UserError:
             if time.monotonic() > deadline:
                 raise

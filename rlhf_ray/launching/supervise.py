@@ -109,14 +109,14 @@ def _run_child(command: Sequence[str], environment: Mapping[str, str], retrying:
     os.close(told)
     try:
         with _passing_signals(child) as came:
-            seen = b""
-            while select.select([signs], [], [], SILENT_S)[0] and (more := os.read(signs, 4096)):
-                seen = more if _END not in seen else seen
+            begun = ended = False
+            while select.select([signs], [], [], SILENT_S)[0] and (seen := os.read(signs, 4096)):
+                begun, ended = True, ended or _END in seen
             try:
                 child.wait(_SIGN_S)
             except subprocess.TimeoutExpired:  # it is silent, not at its end
                 child.kill()
-            return child.wait(), bool(came), bool(seen) and _END not in seen
+            return child.wait(), bool(came), begun and not ended
     finally:
         os.close(signs)
 

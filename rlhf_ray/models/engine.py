@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rlhf_ray.config import LearnerConfig
 from rlhf_ray.models.device import backend
-from rlhf_ray.models.gradient_guard import GradientGuard, frozen
+from rlhf_ray.models.gradient_guard import GradientGuard
 from rlhf_ray.models.sharded_state import ShardedState
 
 
@@ -100,7 +100,7 @@ class Engine:
         warm = min(1.0, (self.steps + 1) / max(1, self.config.warmup_steps))
         for group in self._optimizer.param_groups:
             group["lr"] = self.config.learning_rate * warm
-        with contextlib.nullcontext() if healthy else frozen(self._optimizer):
+        with contextlib.nullcontext() if healthy else self._frozen():
             self._engine.step()
         self.steps += int(healthy)
         norm = self._grad_norm if self.zero_stage == 0 else float(self._engine.get_global_grad_norm() or 0.0)
@@ -109,7 +109,7 @@ class Engine:
     def discard(self) -> None:
         """Throws away the gradients accumulated so far; the weights stay as they are."""
         self._guard.forget()
-        with frozen(self._optimizer):
+        with self._frozen():
             self._engine.step()
 
     @contextlib.contextmanager
@@ -131,6 +131,16 @@ class Engine:
         # DeepSpeed clips plain float32 training without telling the norm.
         norm = nn.utils.clip_grad_norm_(self._trainable.values(), self.config.deepspeed.gradient_clipping)
         self._grad_norm = float(norm)
+
+    @contextlib.contextmanager
+    def _frozen(self) -> Iterator[None]:
+        # DeepSpeed's step also reduces, clips and frees gradients; only the update itself must not happen.
+        update = self._optimizer.step
+        self._optimizer.step = lambda closure=None: None  # type: ignore[method-assign]  # for one call
+        try:
+            yield
+        finally:
+            self._optimizer.step = update  # type: ignore[method-assign]  # put back
 
 
 def import_deepspeed() -> ModuleType:

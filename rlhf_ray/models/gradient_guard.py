@@ -1,9 +1,8 @@
-"""No gradient that is not finite reaches the weights, at any ZeRO stage."""
+"""Whether the gradients of a step are finite, on all ranks and at any ZeRO stage."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,17 +40,6 @@ class GradientGuard:
             self._squared_norms[name] = self._squared_norms.get(name, 0.0) + grad.detach().float().square().sum()
 
         return hook
-
-
-@contextlib.contextmanager
-def frozen(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Inside, DeepSpeed's step reduces, clips and frees gradients as always, and `optimizer` updates nothing."""
-    update = optimizer.step
-    optimizer.step = lambda closure=None: None  # type: ignore[method-assign,assignment]  # for one call
-    try:
-        yield
-    finally:
-        optimizer.step = update  # type: ignore[method-assign]  # put back
 
 
 def all_finite(values: Any) -> bool:

@@ -173,8 +173,7 @@ class Committed:
             self.setup.journal.event("skipped_update", told, step=step)
         if self._skipped == _SKIPPED_IN_A_ROW:
             raise RunError(
-                f"step {step}: a gradient was not finite, for the {_SKIPPED_IN_A_ROW}rd time in a row; lower "
-                f"train.learning_rate"
+                f"step {step}: a gradient was not finite, {_SKIPPED_IN_A_ROW} times in a row; lower train.learning_rate"
             )
 
     def take_norm(self) -> float | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rlhf_ray.report.facts import number, plural
 from rlhf_ray.report.files import RunFiles
+from rlhf_ray.report.timeline import finished_steps
 from rlhf_ray.rundir.commit import latest_commit
 from rlhf_ray.rundir.journal import read_phase
-from rlhf_ray.rundir.lines import read_lines
 
 FAULTS = ("hung", "stalled", "revived", "damaged_checkpoint", "lost", "restart", "failed")
 """Kinds of events that tell of something that went wrong."""
@@ -61,14 +61,8 @@ def _of_the_last_try(events: Sequence[Mapping[str, object]]) -> Sequence[Mapping
 
 def _last_step_done(files: RunFiles) -> float:
     """When the last step was finished: what went wrong before was survived, and is not why the run failed."""
-    spans = read_lines(files.path / "spans.jsonl")[-1:]
-    return max((end for record in spans for lane in _lanes(record) for _, end in lane), default=0.0)
-
-
-def _lanes(record: Mapping[str, object]) -> Iterable[list[tuple[float, float]]]:
-    lanes = record["lanes"]
-    assert isinstance(lanes, Mapping)
-    return lanes.values()
+    last = finished_steps(files.path)[-1:]
+    return max((end for _, lanes in last for spans in lanes.values() for _, end in spans), default=0.0)
 
 
 def _sentence(event: Mapping[str, object]) -> str:

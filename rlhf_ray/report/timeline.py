@@ -19,7 +19,7 @@ Lanes = dict[str, list[tuple[float, float]]]
 
 def timeline(run_dir: Path) -> list[Chart]:
     """The last steps of `spans.jsonl` as bars; empty if there are none. Raises `ValueError` for a broken file."""
-    steps = _steps(run_dir)[-_STEPS:]
+    steps = finished_steps(run_dir)[-_STEPS:]
     lanes: Lanes = {}
     for _, found in steps:
         for lane, spans in found.items():
@@ -54,7 +54,7 @@ def _covered(spans: Sequence[tuple[float, float]]) -> float:
 
 def write_trace(run_dir: Path) -> Path | None:
     """`trace.json` in the run directory, in Chrome's trace event format; None if the run recorded no spans."""
-    steps = _steps(run_dir)
+    steps = finished_steps(run_dir)
     if not steps:
         return None
     names = sorted({lane for _, lanes in steps for lane in lanes})
@@ -81,7 +81,8 @@ def write_trace(run_dir: Path) -> Path | None:
     return path
 
 
-def _steps(run_dir: Path) -> list[tuple[int, Lanes]]:
+def finished_steps(run_dir: Path) -> list[tuple[int, Lanes]]:
+    """Of `spans.jsonl`: when each role computed and each phase ran. Raises `ValueError` for a broken file."""
     return [_step(record) for record in read_lines(run_dir / "spans.jsonl")]
 
 

@@ -92,7 +92,7 @@ def test_gradients_that_stay_so_end_the_run(tiny: Path, tmp_path: Path) -> None:
     config = _config(tiny, 2)
     _prepare(config, tiny, tmp_path / "run")
     errors = on_ranks(2, _train, config, tiny, tmp_path / "run", (2, 3, 4))
-    assert errors == ["step 4: a gradient was not finite, for the 3rd time in a row; lower train.learning_rate"] * 2
+    assert errors == ["step 4: a gradient was not finite, 3 times in a row; lower train.learning_rate"] * 2
 
 
 def test_a_run_goes_on_with_the_learning_rate_that_it_is_given(tiny: Path, tmp_path: Path) -> None:

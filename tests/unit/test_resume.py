@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tiny_folders import run_config
 
+from rlhf_ray import resume
 from rlhf_ray.config_file import dump_config, load_config
 from rlhf_ray.errors import UserError
 from rlhf_ray.resume import accept_changes
@@ -34,3 +35,12 @@ def test_means_may_change(tmp_path: Path, changes: dict[str, Any], refused: str)
     with pytest.raises(UserError, match=rf"--resume: {refused} differ .*; a resumed run may change .*num_work"):
         accept_changes(tmp_path, after)
     assert (tmp_path / "config.yaml").read_text() == before
+
+
+def test_the_means_are_keys_of_a_run(tmp_path: Path) -> None:
+    """One that was renamed would be refused, and nobody would notice."""
+
+    def keys(section: dict[str, Any]) -> set[str]:
+        return set(section).union(*(keys(value) for value in section.values() if isinstance(value, dict)))
+
+    assert keys(run_config(tmp_path).model_dump()) >= resume._MEANS
