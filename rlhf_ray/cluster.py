@@ -45,7 +45,6 @@ def connected(placement: PlacementConfig, cpus: float = 1.0) -> Iterator[None]:
     its roles take turns on the cores, and Ray Train's own actors need room beside them.
     """
     import ray
-    from ray.exceptions import RayError
 
     if ray.is_initialized():
         yield
@@ -57,8 +56,8 @@ def connected(placement: PlacementConfig, cpus: float = 1.0) -> Iterator[None]:
     logging.getLogger(_TOLD_EACH_TIME).setLevel(logging.ERROR)
     try:
         ray.init(log_to_driver=False, logging_level=logging.WARNING, runtime_env={"env_vars": environment}, **settings)
-    except (ConnectionError, RuntimeError, RayError) as error:
-        raise UserError(_no_cluster(address, error)) from error
+    except Exception as error:  # Ray raises bare ones, too
+        raise _no_cluster(address, error) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # ray.init puts one there that exits at once
     try:
@@ -202,11 +201,11 @@ def _watch_offline(
     return {**counts, **figures, "seconds_by_phase": seconds}
 
 
-def _no_cluster(address: str | None, error: Exception) -> str:
+def _no_cluster(address: str | None, error: Exception) -> UserError | LostError:
     reason = f"{error}".strip().partition("\n")[0]
-    if address is None:
-        return f"Ray cannot start a cluster on this machine: {reason}. `rlhf-ray doctor` says what it lacks"
-    return (
+    if address is None:  # a machine may be busy for a while
+        return LostError(f"Ray did not start on this machine: {reason}. `rlhf-ray doctor` says what that lacks")
+    return UserError(
         f"Ray cannot join the cluster at {address} (placement.address or RAY_ADDRESS): {reason}. It must be up, of the "
         "same versions of Ray and Python, and with RAY_AUTH_MODE=token have the token that this machine has"
     )

@@ -132,7 +132,7 @@ def end_actors(actors: Mapping[str, Sequence[Any]], run_dir: Path) -> None:
 
 
 def _place_name(run_dir: Path) -> str:
-    return f"roles:{run_dir.name}"
+    return f"roles:{run_id(run_dir)}"
 
 
 def _placer(config: RunConfig, run_dir: Path, needs: Sequence[dict[str, float]]) -> Place:
@@ -152,7 +152,7 @@ def _placer(config: RunConfig, run_dir: Path, needs: Sequence[dict[str, float]])
     def make(cls: type, name: str, need: dict[str, float], environment: dict[str, str]) -> Any:
         actor = ray.remote(concurrency_groups={HEALTH: 1})(cls)  # type: ignore[call-overload]  # the stubs lack it
         return actor.options(
-            name=f"{name}:{run_dir.name}",
+            name=f"{name}:{run_id(run_dir)}",
             num_cpus=need["CPU"],
             num_gpus=need["GPU"],
             max_restarts=-1,

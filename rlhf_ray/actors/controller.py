@@ -223,7 +223,7 @@ def make_controller(
     config: RunConfig, folders: Folders, run_dir: Path, groups: dict[str, LearnerGroup], shared: Shared, number: int
 ) -> Any:
     """A handle to the actor; `number` tells it from those before it."""
-    name = f"controller-{number}:{run_dir.name}"
+    name = f"controller-{number}:{run_id(run_dir)}"
     return (
         ray.remote(Controller)
         .options(**beside_us(name, tags(run_id(run_dir), "controller")), max_concurrency=4)

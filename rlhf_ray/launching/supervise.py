@@ -50,7 +50,11 @@ def supervise(command: Sequence[str], run_dir: Path, max_failures: int) -> int:
             cause = f"was ended by {signal.Signals(-code).name}"
         if not lost or asked_to_stop or failures > max_failures:
             if lost and code != LOST and not asked_to_stop:  # a driver that is lost says so itself
-                _tell(run_dir, "failed", f"The driver {cause}, for the {failures}. time without a commit in between.")
+                _tell(
+                    run_dir,
+                    "failed",
+                    f"The driver {cause}: try {failures} of {max_failures + 1} without a commit in between.",
+                )
             return 128 - code if code < 0 else 1 if code == LOST else code
         again = f"The run goes on at its newest commit: retry {failures} of at most {max_failures}."
         _tell(run_dir, "restart", f"The driver {cause}. {again}")

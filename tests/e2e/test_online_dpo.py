@@ -19,6 +19,7 @@ from rlhf_ray.config import PlacementConfig
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.rundir.commit import latest_commit, verify
 from rlhf_ray.rundir.rollout_table import read_rollouts
+from rlhf_ray.tags import run_id
 from tests.builders import run_config
 
 WORDS = ("sun", "moon", "tree", "house", "cat", "dog", "book", "story")
@@ -75,7 +76,7 @@ def _recipe(folder: Path, *more: str) -> list[str]:
 def run(folder: Path, cluster: None) -> tuple[Path, set[str]]:
     """Three steps of the recipe, and the actors that were there."""
     actors, over = set[str](), threading.Event()
-    watcher = threading.Thread(target=_watch, args=("dpo", actors, over))
+    watcher = threading.Thread(target=_watch, args=(run_id(folder / "runs" / "dpo"), actors, over))
     watcher.start()
     try:
         assert main(_recipe(folder)) == 0

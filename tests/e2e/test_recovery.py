@@ -23,6 +23,7 @@ from rlhf_ray.errors import StallError
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.rundir.commit import file_sha256
 from rlhf_ray.rundir.rollout_table import read_rollouts
+from rlhf_ray.tags import run_id
 from tests.builders import run_config
 
 STEPS = 13
@@ -42,12 +43,12 @@ class Kill:
 
 
 KILLS = [
-    Kill(2, "generate", "rollout-0:killed"),
+    Kill(2, "generate", "rollout-0"),
     Kill(3, "update", RANK),
-    Kill(5, "push", "rollout-0:killed"),
-    Kill(6, "generate", "reward-0:killed", signal.SIGSEGV),
+    Kill(5, "push", "rollout-0"),
+    Kill(6, "generate", "reward-0", signal.SIGSEGV),
     Kill(8, "push", RANK),
-    Kill(9, "logprobs", "reference-0:killed", signal.SIGSTOP),
+    Kill(9, "logprobs", "reference-0", signal.SIGSTOP),
     Kill(11, "logprobs", TRAINER),
 ]
 """No checkpoint is written before the end, so a group that is built again replays every update since the start."""
@@ -76,7 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     found = Runs(folder / "quiet", folder / "killed", [])
     with connected(PlacementConfig(), cpus=8):
         _launch(config, found.quiet)
-        killer = threading.Thread(target=_kill, args=(KILLS, found.dead))
+        killer = threading.Thread(target=_kill, args=(found.killed, KILLS, found.dead))
         killer.start()
         _launch(config, found.killed)
         killer.join(60)
@@ -116,11 +117,11 @@ def _launch(config: RunConfig, run: Path) -> None:
     assert launch(config, run, resume=False, command="tests/e2e")["finished"]
 
 
-def _kill(kills: list[Kill], dead: list[Kill]) -> None:
+def _kill(run: Path, kills: list[Kill], dead: list[Kill]) -> None:
     controller, seen, deadline = None, 0, time.monotonic() + PATIENCE_S
     while controller is None and time.monotonic() < deadline:
         try:
-            controller = ray.get_actor("controller-0:killed")
+            controller = ray.get_actor(f"controller-0:{run_id(run)}")
         except ValueError:
             time.sleep(0.1)
     for kill in kills:
@@ -129,14 +130,14 @@ def _kill(kills: list[Kill], dead: list[Kill]) -> None:
             found = ray.get(controller.records_since.remote(seen), timeout=PATIENCE_S)
             seen = found[-1]["index"] if found else seen
             time.sleep(0.01)
-        os.kill(_process(kill.victim), kill.sign)
+        os.kill(_process(kill.victim, run_id(run)), kill.sign)
         dead.append(kill)
 
 
-def _process(victim: str) -> int:
+def _process(victim: str, run: str) -> int:
     address = ray.get_runtime_context().gcs_address  # there may be other clusters on this machine
     alive = list_actors(address=address, filters=[("state", "=", "ALIVE")], limit=1000)
-    return next(int(one.pid) for one in alive if one.name == victim or victim in one.class_name)
+    return next(int(one.pid) for one in alive if one.name == f"{victim}:{run}" or victim in one.class_name)
 
 
 def _lines(run: Path, name: str) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.rundir.lines import read_lines
 from rlhf_ray.sweep.plan import FIGURES, load_sweep
 from rlhf_ray.sweep.run import run_sweep, write_plan
+from rlhf_ray.tags import run_id
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "sweeps.md"
@@ -110,7 +111,7 @@ def test_optuna_hears_the_mean_of_the_seeds_and_an_engine_that_dies_costs_no_tri
         lines = first / "metrics.jsonl"
         while not (lines.is_file() and len(read_lines(lines)) > 2):
             time.sleep(0.05)
-        pid = ray.get(ray.get_actor(f"rollout-0:{out.name}").__ray_call__.remote(lambda self: os.getpid()))
+        pid = ray.get(ray.get_actor(f"rollout-0:{run_id(out)}").__ray_call__.remote(lambda self: os.getpid()))
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
 

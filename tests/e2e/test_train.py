@@ -24,6 +24,7 @@ from rlhf_ray.models.reward_model import RewardStats, load_tokenizer
 from rlhf_ray.models.tiny import tiny_model
 from rlhf_ray.rundir.commit import latest_commit, verify
 from rlhf_ray.rundir.rollout_table import read_rollouts
+from rlhf_ray.tags import run_id
 from tests.builders import run_config
 
 TOPICS = ("sun", "moon", "tree", "house", "cat", "dog", "book", "story", "city", "year", "good", "bad")
@@ -91,7 +92,7 @@ def _train(folder: Path, config: RunConfig, run: str, *words: str) -> Finished:
     file.write_text(dump_config(config))
     found: dict[str, int] = {}
     over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(run, found, over))
+    watcher = threading.Thread(target=_watch, args=(run_id(path), found, over))
     watcher.start()
     try:
         code = main(["train", str(file), *words, "--run-dir", str(path)])

@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_no_beginning(run: Path, tmp_path: Path) -> None
     [
         (3, "seed=1", "no checkpoint of step 3; choose --step from 2, 4, 5"),
         (2, "model.dtype=bfloat16", "model: a fork goes on with that of the run"),
-        (2, "algorithm.type=ppo_lagrangian", "algorithm.type: a fork goes on"),
+        (2, "algorithm.type=trpo", "algorithm.type: a fork goes on"),
         (2, "policy.lora.rank=4", "policy.lora: a fork goes on with that of the run"),
         (2, "critic.lora.rank=4", "critic.lora: a fork goes on with that of the run"),
         (2, "policy.learning_rat=1", "learning_rat"),

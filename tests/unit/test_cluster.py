@@ -8,7 +8,7 @@ from ray.exceptions import AuthenticationError
 
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import PlacementConfig
-from rlhf_ray.errors import UserError
+from rlhf_ray.errors import LostError, UserError
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from rlhf_ray.errors import UserError
         ("auto", ConnectionError("Could not find any running Ray instance.\nmore"), "at auto .*running Ray instance"),
         ("head:6379", RuntimeError("Version mismatch"), "at head:6379 .*Version mismatch.*versions of Ray"),
         ("head:6379", AuthenticationError("Invalid token"), "Invalid token.*the token that this machine has"),
-        (None, RuntimeError("no raylet"), "cannot start a cluster on this machine: no raylet.*doctor"),
+        (None, Exception("The current node timed out during startup."), "did not start on this machine: .*doctor"),
     ],
 )
 def test_cause_and_fix(monkeypatch: pytest.MonkeyPatch, address: str | None, error: Exception, told: str) -> None:
@@ -27,5 +27,5 @@ def test_cause_and_fix(monkeypatch: pytest.MonkeyPatch, address: str | None, err
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(UserError, match=told), connected(PlacementConfig(address=address)):
+    with pytest.raises(UserError if address else LostError, match=told), connected(PlacementConfig(address=address)):
         pass

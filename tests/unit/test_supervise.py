@@ -104,7 +104,7 @@ def test_restarts_without_progress_are_bounded(run: Path) -> None:
     assert len(words(run)) == 3
     last = json.loads((run / "events.jsonl").read_text().splitlines()[-1])
     assert last["kind"] == "failed", "the crash page is made of it"
-    assert last["sentence"] == "The driver was ended by SIGKILL, for the 3. time without a commit in between."
+    assert last["sentence"] == "The driver was ended by SIGKILL: try 3 of 3 without a commit in between."
 
 
 def test_a_driver_that_commits_may_die_as_often_as_it_likes(run: Path) -> None:
