@@ -7,12 +7,15 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 _RUN = b"RLHF_RAY_RUN="
 _ROLE = b"RLHF_RAY_ROLE="
+_STOPPED = "T"  # a debugger's is "t"
+STOPPED_S = 2.0
+"""A process that stays stopped for so long is as good as dead."""
 
 
 def run_id(run_dir: Path) -> str:
@@ -41,6 +44,8 @@ class Process:
     role: str
     title: str = field(compare=False)
     """Ray names a worker after its actor and what that does."""
+    stopped: bool = field(default=False, compare=False)
+    """By a signal: it does nothing until another one lets it go on."""
 
 
 def ticks_now() -> int:
@@ -62,6 +67,34 @@ def end_processes(run: str, role: str, title: str, age_s: float) -> None:
                 os.kill(process.pid, signal.SIGKILL)
 
 
+def end_stopped(run: str, roles: Collection[str], wait_s: float) -> list[str]:
+    """SIGKILL to those of this machine that play one of `roles` in the run and are stopped, now and `wait_s` later.
+
+    Their roles come back. Who is stopped answers nothing, so there is no need to wait for an answer as long as for one
+    that computes.
+    """
+
+    def stopped() -> set[Process]:
+        return {each for each in processes(run) if each.stopped and each.role in roles}
+
+    if not (before := stopped()):
+        return []
+    time.sleep(wait_s)
+    ended = sorted(before & stopped())
+    for process in ended:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    return [process.role for process in ended]
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether that process is there and stopped by a signal."""
+    try:
+        return _stat(Path("/proc") / str(pid))[0] == _STOPPED
+    except OSError:
+        return False
+
+
 def _tagged(run: str) -> Iterator[Process]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -70,8 +103,13 @@ def _tagged(run: str) -> Iterator[Process]:
                 continue
             role = next(one for one in variables if one.startswith(_ROLE)).removeprefix(_ROLE).decode()
             title = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            state, *rest = (folder / "stat").read_text().rpartition(")")[2].split()
+            state, *rest = _stat(folder)
         except (OSError, StopIteration):
             continue  # it has ended meanwhile, or is not ours
         if state != "Z":
-            yield Process(int(rest[18]), int(folder.name), role, title)
+            yield Process(int(rest[18]), int(folder.name), role, title, state == _STOPPED)
+
+
+def _stat(folder: Path) -> list[str]:
+    """From the process's state on; its name may have spaces and brackets."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()

@@ -28,7 +28,7 @@ from rlhf_ray.report.progress import ProgressView
 from rlhf_ray.rewards.base import FunctionRewardConfig
 from rlhf_ray.rundir.commit import newest_first
 from rlhf_ray.rundir.lines import append_line
-from rlhf_ray.tags import end_processes, run_id
+from rlhf_ray.tags import STOPPED_S, end_processes, end_stopped, run_id
 
 _POLL_S = 0.5
 _SILENT_S = 30.0
@@ -120,7 +120,7 @@ class _Controllers:
                     # Until it is there its answers wait: for a worker, for imports, on a cluster for the job's files.
                     ray.get(controller.__ray_ready__.remote(), timeout=self._deadline_s)
                     if self._stopping:
-                        ray.get(controller.stop.remote(), timeout=_SILENT_S)
+                        self._answer(controller.stop.remote())
                     self._show_until_over(controller, running)
                     return dict(ray.get(running))
                 except KeyboardInterrupt:
@@ -145,9 +145,15 @@ class _Controllers:
         over = False
         while not over:
             over = bool(ray.wait([running], timeout=_POLL_S)[0])
-            records = ray.get(controller.records_since.remote(self._seen), timeout=_SILENT_S)
+            records = self._answer(controller.records_since.remote(self._seen))
             self._seen = records[-1]["index"] if records else self._seen
             self._tell(records)
+
+    def _answer(self, reference: Any) -> Any:
+        """Of a controller that is there. One that is stopped is killed."""
+        if not ray.wait([reference], timeout=STOPPED_S)[0]:
+            end_stopped(run_id(self._run_dir), ["controller"], STOPPED_S)
+        return ray.get(reference, timeout=_SILENT_S)
 
 
 def _named(error: Exception) -> str:

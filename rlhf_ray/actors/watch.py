@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from ray.util.state.exception import RayStateApiException
 from rlhf_ray.actors.group import InboxLost, LearnerGroup
 from rlhf_ray.actors.living import stacks
 from rlhf_ray.actors.pools import HEALTH, Pool
-from rlhf_ray.tags import end_processes
+from rlhf_ray.tags import STOPPED_S, end_processes, end_stopped
 
 HUNG_S = 15.0
 """So long an actor may be silent once it is made. It answers from a thread of its own, while it computes."""
@@ -46,13 +47,16 @@ class Member:
 
 def end_on_all_nodes(run: str, role: str, title: str = "", age_s: float = 0.0) -> list[Any]:
     """`end_processes` of each node; references to what is there when it is done."""
-    ends = []
-    for node in ray.nodes():
-        if node["Alive"]:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            end = ray.remote(end_processes).options(num_cpus=0, scheduling_strategy=there)
-            ends.append(end.remote(run, role, title, age_s))
-    return ends
+    return _on_nodes(_alive_nodes(), end_processes, run, role, title, age_s)
+
+
+def _alive_nodes() -> list[str]:
+    return [str(node["NodeID"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _on_nodes(nodes: Sequence[str], do: Callable[..., Any], *arguments: Any) -> list[Any]:
+    there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    return [ray.remote(do).options(num_cpus=0, scheduling_strategy=each).remote(*arguments) for each in there]
 
 
 class Watch:
@@ -99,6 +103,8 @@ class Watch:
             answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_EVERY_S)
             for reference in answered:  # that one is dead is for its callers to notice
                 known.add(asked.pop(reference)[0].actor)
+            if silent:
+                self._end_stopped({member.tag for member, _ in asked.values()})
             for reference in silent:
                 member, since = asked[reference]
                 if time.monotonic() - since <= member.patience_s:
@@ -108,6 +114,18 @@ class Watch:
                     del asked[reference]
                     self._tell(f"{member.name} did not answer for {member.patience_s:.0f} s and was killed.")
                     member.end(self._run)
+
+    def _end_stopped(self, roles: set[str]) -> None:
+        """Those of `roles`, wherever they are. That they are dead is for their callers to notice, as ever."""
+        here = ray.get_runtime_context().get_node_id()
+        others = [node for node in _alive_nodes() if node != here]
+        there = _on_nodes(others, end_stopped, self._run, roles, STOPPED_S)
+        ended = end_stopped(self._run, roles, STOPPED_S)
+        for answer in ray.wait(there, num_returns=len(there), timeout=_STACKS_S)[0] if there else []:
+            with suppress(RayError):  # that node is gone, with all on it
+                ended += ray.get(answer)
+        for role in ended:
+            self._tell(f"{role} was stopped by a signal for {STOPPED_S:.0f} s and was killed.")
 
     def _members(self) -> list[Member]:
         found: list[Member] = []

@@ -112,13 +112,9 @@ class Monkey:
 
     def _back(self, struck: _Struck) -> None:
         cell = struck.cell
-        perhaps_in_vain = cell.sign is signal.SIGSTOP and cell.role == "Ray Train controller"
-        if not perhaps_in_vain:
-            self._wait.until(lambda: successor(self._run, cell.role, struck.ticks), f"a new {cell.role}", _LOOK_S)
+        self._wait.until(lambda: successor(self._run, cell.role, struck.ticks), f"a new {cell.role}", _LOOK_S)
         for _ in range(2):  # the rest of the step under way, or of what precedes the first one; and a whole one
             self._another_step(f"the step after the death of {cell.role} in {cell.phase}")
-        if perhaps_in_vain:  # nothing needs it between the start of its group and the death of a rank
-            _signal(struck.process, signal.SIGCONT)
 
     def _another_step(self, what: str) -> None:
         before = self._now()

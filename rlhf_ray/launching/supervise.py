@@ -19,7 +19,7 @@ from types import FrameType
 from rlhf_ray.machine import end_with_parent
 from rlhf_ray.rundir.commit import newest_first
 from rlhf_ray.rundir.lines import append_line
-from rlhf_ray.tags import run_id, tags
+from rlhf_ray.tags import STOPPED_S, is_stopped, run_id, tags
 
 SILENT_S = 30.0
 """A driver that gives no sign for so long hangs. It gives one every second, from a thread of its own."""
@@ -113,9 +113,7 @@ def _run_child(command: Sequence[str], environment: Mapping[str, str], retrying:
     os.close(told)
     try:
         with _passing_signals(child) as came:
-            begun = ended = False
-            while select.select([signs], [], [], SILENT_S)[0] and (seen := os.read(signs, 4096)):
-                begun, ended = True, ended or _END in seen
+            begun, ended = _heard(signs, child.pid)
             try:
                 child.wait(_SIGN_S)
             except subprocess.TimeoutExpired:  # it is silent, not at its end
@@ -123,6 +121,20 @@ def _run_child(command: Sequence[str], environment: Mapping[str, str], retrying:
             return child.wait(), bool(came), begun and not ended
     finally:
         os.close(signs)
+
+
+def _heard(signs: int, pid: int) -> tuple[bool, bool]:
+    """Whether there were signs, and the last one of them, at their end: no more can come, or none came for too long."""
+    begun = ended = False
+    silent_s = 0.0
+    while silent_s < SILENT_S and not (silent_s > STOPPED_S and is_stopped(pid)):
+        if not select.select([signs], [], [], _SIGN_S)[0]:
+            silent_s += _SIGN_S
+            continue
+        if not (seen := os.read(signs, 4096)):
+            break
+        begun, ended, silent_s = True, ended or _END in seen, 0.0
+    return begun, ended
 
 
 @contextmanager

@@ -71,11 +71,17 @@ def test_a_controller_that_hangs_is_replaced(run: Run, tmp_path: Path, monkeypat
     """Also if Ray cannot tell it to end, and it would keep the run to itself."""
     monkeypatch.setattr(driver, "_SILENT_S", 5.0)
     monkeypatch.setattr(ray, "kill", lambda actor: None)
+    monkeypatch.setattr(driver, "end_stopped", lambda *_: [])
     assert run("hangs", "finishes") == {"number": 1}
     assert len([process for process in processes(run_id(tmp_path)) if process.role == "controller"]) == 1  # the second
     assert _sentences(tmp_path)[0] == (
         "The controller did not answer in time. Another controller goes on at the newest commit: nothing was lost."
     )
+
+
+def test_one_that_is_stopped_is_not_waited_for(run: Run, tmp_path: Path) -> None:
+    assert run("hangs", "finishes") == {"number": 1}
+    assert [str(each).partition(".")[0] for each in _sentences(tmp_path)] == ["The controller died"]
 
 
 def test_losses_in_turn_are_given_up(run: Run, tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def test_an_inbox_loads_nothing_so_it_need_not_have_answered(
 ) -> None:
     """Nor need Ray have connected to it, which then asks it to end in vain (Ray 2.60)."""
     monkeypatch.setattr(ray, "kill", lambda actor, no_restart: None)
+    monkeypatch.setattr(watch, "end_stopped", lambda *_: [])
     inbox = _sleeper(0.0, Inbox, "policy inbox")
     first = ray.get(inbox.pid.remote(), timeout=60)
     inbox.stop.remote()
@@ -125,6 +126,20 @@ def test_an_inbox_loads_nothing_so_it_need_not_have_answered(
     living = partial(processes, "watched")
     _await(lambda: first not in [one.pid for one in living()])
     _await(lambda: any(one.role == "policy inbox" and one.title.startswith("ray::Inbox") for one in living()))
+
+
+def test_one_that_is_stopped_by_a_signal_is_not_waited_for(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any node."""
+    actor = _sleeper(0.0, role="rollout-0")
+    first = ray.get(actor.pid.remote(), timeout=60)
+    said = watching([Pool("rollout", [actor], 60.0)], [])
+    actor.stop.remote()
+    _await(lambda: bool(said))
+    assert said == ["rollout-0 was stopped by a signal for 2 s and was killed."]
+    pool = Pool("rollout", [actor], 60.0)
+    assert pool.answer(pool.call(0, "pid")) != first
+    (there,) = watch._on_nodes(watch._alive_nodes(), watch.end_stopped, "watched", ["nobody"], 0.0)
+    assert ray.get(there, timeout=30) == []
 
 
 def test_what_a_reward_function_has_started_ends_with_the_run() -> None:

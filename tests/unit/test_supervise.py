@@ -37,9 +37,10 @@ import sys
 from pathlib import Path
 from rlhf_ray.launching import supervise
 
-supervise.SILENT_S = 3.0
+supervise.SILENT_S = float(sys.argv.pop(1))
 sys.exit(supervise.supervise(sys.argv[2:], Path(sys.argv[1]), 2))
 """
+HANGS = "import re; re.match('(a+)+$', 40 * 'a' + 'b')"  # no other thread can run meanwhile
 VANISHED = "time.sleep(0.5); os._exit(1)"  # as Ray does when it has lost its cluster
 COMMITTED = "(run / 'checkpoints' / f'step-{life:06d}').mkdir(parents=True)"
 
@@ -55,20 +56,20 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def start(run: Path, *lives: str, resume: bool = False) -> subprocess.Popen[str]:
+def start(run: Path, *lives: str, resume: bool = False, silent_s: float = 3.0) -> subprocess.Popen[str]:
     """A supervisor whose driver does what `lives` says, one a life."""
     driver = [sys.executable, "-c", DRIVER, str(run), "|".join(lives), *(["--resume"] if resume else [])]
     return subprocess.Popen(
-        [sys.executable, "-c", SUPERVISOR, str(run), *driver],
+        [sys.executable, "-c", SUPERVISOR, str(silent_s), str(run), *driver],
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=interruptible,
     )
 
 
-def ended(run: Path, *lives: str, resume: bool = False) -> tuple[int, list[str]]:
+def ended(run: Path, *lives: str, resume: bool = False, silent_s: float = 3.0) -> tuple[int, list[str]]:
     """Its exit code and the arguments of each life."""
-    process = start(run, *lives, resume=resume)
+    process = start(run, *lives, resume=resume, silent_s=silent_s)
     process.communicate(timeout=60)
     return process.returncode, words(run)
 
@@ -82,7 +83,7 @@ def restarts(run: Path) -> list[str]:
     return [json.loads(line)["sentence"] for line in file.read_text().splitlines()] if file.exists() else []
 
 
-@pytest.mark.parametrize("death", [killed(), killed("SIGSEGV"), f"sys.exit({LOST})", killed("SIGSTOP"), VANISHED])
+@pytest.mark.parametrize("death", [killed(), killed("SIGSEGV"), f"sys.exit({LOST})", HANGS, VANISHED])
 def test_a_driver_that_dies_or_hangs_is_started_again_and_resumes(run: Path, death: str) -> None:
     code, lives = ended(run, death, "sys.exit(0)", resume=True)
     assert code == 0 and len(lives) == 2
@@ -91,6 +92,11 @@ def test_a_driver_that_dies_or_hangs_is_started_again_and_resumes(run: Path, dea
     cause = "cannot go on" if "sys.exit" in death else f"was ended by {death[-8:-1] if 'SEGV' in death else 'SIGKILL'}"
     cause = "vanished" if death == VANISHED else cause
     assert sentence == f"The driver {cause}. The run goes on at its newest commit: retry 1 of at most 2."
+
+
+def test_one_that_is_stopped_is_not_waited_for(run: Path) -> None:
+    code, lives = ended(run, killed("SIGSTOP"), "sys.exit(0)", silent_s=1000.0)
+    assert code == 0 and len(lives) == 2
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3])
