@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from rlhf_ray.config import AnyConfig, AnyOfflineConfig, CriticConfig, RewardModelConfig, RunConfig
@@ -36,19 +37,35 @@ from rlhf_ray.rundir.commit import newest_first
 __all__ = ["feasible", "preflight"]
 
 
+Check = Callable[[], list[str]]
+
+
 def preflight(config: AnyConfig, run_dir: Path, resume: bool, *, download: bool = True) -> list[str]:
     """Notes worth printing; raises `UserError` for the first thing that would stop the run.
 
     With `download` False (a dry run) models and data that only the hub has are a note instead of a download.
     """
-    _check_run_dir(run_dir, resume)
-    notes = _check_machine(config.placement.address)
+    return [note for _, check in checks(config, run_dir, resume, download) for note in check()]
+
+
+def checks(config: AnyConfig, run_dir: Path, resume: bool, download: bool) -> Iterator[tuple[str, Check]]:
+    """What is looked at, in turn, and how: a check gives notes, or raises `UserError`. Later ones use the models that
+    earlier ones have found."""
+    yield "run directory", partial(_check_run_dir, run_dir, resume)
+    yield "machine", partial(_check_machine, config.placement.address)
     if isinstance(config, RunConfig):
-        return notes + _check_online(config, run_dir, download)
-    return notes + _check_offline(config, run_dir, download)
+        yield from _online_checks(config, run_dir, download)
+    else:
+        yield from _offline_checks(config, run_dir, download)
 
 
-def _check_offline(config: AnyOfflineConfig, run_dir: Path, download: bool) -> list[str]:
+def _offline_checks(config: AnyOfflineConfig, run_dir: Path, download: bool) -> Iterator[tuple[str, Check]]:
+    yield "model", partial(_check_offline_model, config, download)
+    yield "disk", partial(_check_disk, config, run_dir)
+    yield "data", partial(_check_feedback, config, download)
+
+
+def _check_offline_model(config: AnyOfflineConfig, download: bool) -> list[str]:
     notes: list[str] = []
     check = check_backbone if isinstance(config, RewardModelConfig) else check_causal_lm
     folder = _folder(config.model.path, check, download, notes)
@@ -58,43 +75,62 @@ def _check_offline(config: AnyOfflineConfig, run_dir: Path, download: bool) -> l
             f"data.max_tokens = {config.data.max_tokens}, but {config.model.path} was built for {longest} positions; "
             "lower it"
         )
-    _check_disk(config, run_dir)
+    return notes
+
+
+def _check_feedback(config: AnyOfflineConfig, download: bool) -> list[str]:
     on_hub = [path for path in (config.data.path, config.data.heldout_path) if path and is_hub_id(path)]
     if on_hub and not download:
-        notes.append(f"feedback of {on_hub[0]} is on the hub: not checked, loaded when the run starts")
-        return notes
+        return [f"feedback of {on_hub[0]} is on the hub: not checked, loaded when the run starts"]
     feedback = open_feedback(config.data, config.seed)
     if isinstance(config, RewardModelConfig):
         _check_objectives(config, feedback)
     train = config.train
-    notes += [f"{feedback.num_train} items to train on, {feedback.num_heldout} held out", *feedback.notes]
     steps = train.max_steps or math.ceil(train.epochs * feedback.num_train / train.batch_size)
-    notes.append(f"about {steps} steps of {train.batch_size} rows over {train.num_workers} ranks")
-    return notes
+    return [
+        f"{feedback.num_train} items to train on, {feedback.num_heldout} held out",
+        *feedback.notes,
+        f"about {steps} steps of {train.batch_size} rows over {train.num_workers} ranks",
+    ]
 
 
-def _check_online(config: RunConfig, run_dir: Path, download: bool) -> list[str]:
+def _online_checks(config: RunConfig, run_dir: Path, download: bool) -> Iterator[tuple[str, Check]]:
+    folders: dict[str, Path] = {}
+    models = [source for source in config.reward.sources if isinstance(source, ModelRewardConfig)]
+    yield "steps", partial(_arithmetic, config)
+    for source in config.reward.sources:
+        if isinstance(source, FunctionRewardConfig):
+            yield f"reward {source.path}", partial(check_function, source)
+    yield "policy", partial(_check_model, config, config.model.path, check_causal_lm, download, folders)
+    for model in models:
+        yield f"reward {model.path}", partial(_check_reward, config, model.path, download, folders)
+    rewards = [model.path for model in models]
+    yield "critic", lambda: _check_critic(config, folders.get(config.model.path), [*map(folders.get, rewards)])
+    yield "disk", partial(_check_disk, config, run_dir)
+    yield "prompts", lambda: _check_prompts(config, folders.get(config.model.path), download)
+    yield "memory", lambda: [memory_finding(config).line]
+
+
+def _arithmetic(config: RunConfig) -> list[str]:
     notes = [config.arithmetic()]
     if not config.algorithm.needs_critic and config.critic != CriticConfig():
         notes.append(f"critic is ignored: algorithm.type = {config.algorithm.type} has none")
-    for source in config.reward.sources:
-        if isinstance(source, FunctionRewardConfig):
-            check_function(source)
-    policy = _folder(config.model.path, check_causal_lm, download, notes)
-    models = [source for source in config.reward.sources if isinstance(source, ModelRewardConfig)]
-    rewards = [_folder(source.path, check_reward_model, download, notes) for source in models]
-    _check_critic(config, policy, rewards)
-    for path, folder in [(config.model.path, policy), *zip((m.path for m in models), rewards, strict=True)]:
-        if folder:
-            _check_positions(config, path, folder)
-    notes += [note for folder in rewards if folder for note in _scale_notes(config, folder)]
-    _check_disk(config, run_dir)
-    on_hub = [path for path in (config.prompts.path, config.prompts.heldout_path) if path and is_hub_id(path)]
-    if on_hub and not download:
-        notes.append(f"prompts of {on_hub[0]} are on the hub: not checked, loaded when the run starts")
-    else:
-        _check_prompts(config, policy, notes)
-    return [*notes, memory_finding(config).line]
+    return notes
+
+
+def _check_model(
+    config: RunConfig, path: str, check: Callable[[Path], None], download: bool, folders: dict[str, Path]
+) -> list[str]:
+    notes: list[str] = []
+    if folder := _folder(path, check, download, notes):
+        folders[path] = folder
+        _check_positions(config, path, folder)
+    return notes
+
+
+def _check_reward(config: RunConfig, path: str, download: bool, folders: dict[str, Path]) -> list[str]:
+    notes = _check_model(config, path, check_reward_model, download, folders)
+    return notes + (_scale_notes(config, folders[path]) if path in folders else [])
 
 
 def memory_finding(config: RunConfig) -> Finding:
@@ -123,7 +159,7 @@ def _check_objectives(config: RewardModelConfig, feedback: Feedback) -> None:
         )
 
 
-def _check_run_dir(run_dir: Path, resume: bool) -> None:
+def _check_run_dir(run_dir: Path, resume: bool) -> list[str]:
     if resume:
         if not (run_dir / "config.yaml").is_file():
             raise UserError(f"--resume: {run_dir} holds no run (no config.yaml); start it without --resume")
@@ -132,6 +168,7 @@ def _check_run_dir(run_dir: Path, resume: bool) -> None:
     parent = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
     if not os.access(parent, os.W_OK):
         raise UserError(f"run directory {run_dir}: {parent} is not writable; choose another --run-dir")
+    return []
 
 
 def _check_machine(address: str | None) -> list[str]:
@@ -159,10 +196,10 @@ def _folder(path: str, check: Callable[[Path], None], download: bool, notes: lis
     return folder
 
 
-def _check_critic(config: RunConfig, policy: Path | None, rewards: list[Path | None]) -> None:
+def _check_critic(config: RunConfig, policy: Path | None, rewards: Sequence[Path | None]) -> list[str]:
     """The critic reads the policy's token ids, so a critic made from the reward model needs the policy's tokenizer."""
     if not config.algorithm.needs_critic or config.critic.init != "reward":
-        return
+        return []
     if not rewards:
         raise UserError("critic.init = reward needs a reward source of type model; set critic.init=policy")
     if rewards[0]:
@@ -172,6 +209,7 @@ def _check_critic(config: RunConfig, policy: Path | None, rewards: list[Path | N
             f"critic.init = reward: the tokenizers of {config.model.path} and of the reward model {rewards[0]} differ, "
             "but critic and policy share token ids; set critic.init=policy or use a reward model of the same family"
         )
+    return []
 
 
 def _check_positions(config: RunConfig, path: str, folder: Path) -> None:
@@ -195,7 +233,7 @@ def _scale_notes(config: RunConfig, folder: Path) -> list[str]:
     return []
 
 
-def _check_disk(config: AnyConfig, run_dir: Path) -> None:
+def _check_disk(config: AnyConfig, run_dir: Path) -> list[str]:
     parent = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
     free, one = shutil.disk_usage(parent).free / 2**30, checkpoint_gib(config)
     there = len(newest_first(run_dir / "checkpoints"))  # of a run that is resumed; one is written before one goes
@@ -206,28 +244,31 @@ def _check_disk(config: AnyConfig, run_dir: Path) -> None:
             f"newest ones, the best one and one being written need about {needed:.1f} GiB ({one:.1f} each); free some "
             "or use another --run-dir"
         )
+    return []
 
 
-def _check_prompts(config: RunConfig, policy: Path | None, notes: list[str]) -> None:
+def _check_prompts(config: RunConfig, policy: Path | None, download: bool) -> list[str]:
+    on_hub = [path for path in (config.prompts.path, config.prompts.heldout_path) if path and is_hub_id(path)]
+    if on_hub and not download:
+        return [f"prompts of {on_hub[0]} are on the hub: not checked, loaded when the run starts"]
     if policy is None:  # no tokenizer here: the rows can be read, their length cannot be known
-        rows = len(read_rows(config.prompts))
-        notes.append(f"{rows} prompts read; their length in tokens was not checked")
-        return
+        return [f"{len(read_rows(config.prompts))} prompts read; their length in tokens was not checked"]
     import_lean()
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(policy)
     train, heldout, more = load_prompts(config.prompts, tokenizer, config.train.eval_prompts)
-    notes.append(f"{len(train)} training prompts, {len(heldout)} held out")
-    notes.extend(more)
+    notes = [f"{len(train)} training prompts, {len(heldout)} held out", *more]
     if len(train) < config.train.prompts_per_step:
         notes.append(f"a step takes {config.train.prompts_per_step} prompts, more than there are: some repeat in it")
+    return notes
 
 
-def check_function(source: FunctionRewardConfig) -> None:
+def check_function(source: FunctionRewardConfig) -> list[str]:
     """Raises `UserError` unless the function can be loaded, in a process of its own, and takes (prompt, response,
     reference)."""
     try:
         IsolatedFunction(source.path, source.timeout_s, source.memory_gib).close()
     except FunctionFailed as error:
         raise UserError(f"{error}") from error
+    return []

@@ -35,20 +35,21 @@ def diagnose() -> list[Finding]:
     return [finding for check in checks for finding in check()]
 
 
-def diagnose_run(path: str, overrides: Sequence[str]) -> Iterator[Finding]:
+def diagnose_run(path: str, overrides: Sequence[str], run_dir: Path | None) -> Iterator[Finding]:
     """What the run of a config would find at its start, as far as that can be known here."""
-    from rlhf_ray.preflight import memory_finding, preflight
+    from rlhf_ray.preflight import checks, memory_finding
 
     config = load_config(path, overrides)
-    run_dir = Path("runs", config.name)
-    try:
-        notes = preflight(config, run_dir, (run_dir / "config.yaml").is_file(), download=False)
-    except UserError as error:
-        yield Finding(path, "cannot start", f"{error}")
-        return
-    memory = [memory_finding(config)] if isinstance(config, RunConfig) else []
-    yield from (Finding(path, note) for note in notes if note not in [finding.line for finding in memory])
-    yield from memory
+    run_dir = run_dir or Path("runs", config.name)
+    resume = (run_dir / "config.yaml").is_file()
+    for name, check in checks(config, run_dir, resume, download=False):
+        if name == "memory" and isinstance(config, RunConfig):
+            yield memory_finding(config)  # for a run a lack is a note: nobody knows what else its machine will do
+            continue
+        try:
+            yield Finding(name, "; ".join(check()) or "as it should be")
+        except UserError as error:
+            yield Finding(name, "cannot start", f"{error}")
 
 
 def print_findings(findings: Sequence[Finding], as_json: bool) -> None:

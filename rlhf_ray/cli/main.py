@@ -203,12 +203,13 @@ def sweep(
 def doctor(
     config: Annotated[str | None, typer.Argument(help="A run to check as well: a YAML file, or a recipe.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Values laid over it.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Where it goes; runs/NAME if not given.")] = None,
     json_: Json = False,
 ) -> None:
     """Check this machine, and a run before it starts; each line says OK or the fix."""
     from rlhf_ray.cli.doctor import diagnose, diagnose_run, print_findings
 
-    findings = [*diagnose(), *(diagnose_run(config, overrides or []) if config else [])]
+    findings = [*diagnose(), *(diagnose_run(config, overrides or [], run_dir) if config else [])]
     print_findings(findings, as_json=json_)
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

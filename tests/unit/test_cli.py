@@ -208,18 +208,26 @@ def test_doctor_names_the_fix(monkeypatch: pytest.MonkeyPatch, capsys: Captured)
 
 
 def test_doctor_checks_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its notes, each once, and a lack of memory with its fix; or why it cannot start."""
+    """What is well, a lack of memory with its fix, and all that is in the way of a start, not only the first of it."""
     config = run_config(tmp_path)
     (tmp_path / "run.yaml").write_text(dump_config(config))
     monkeypatch.chdir(tmp_path)
-    *notes, memory = diagnose_run("run.yaml", [])
-    assert memory.name == "memory at the peak" and memory.ok
-    assert [note.found for note in notes] == [config.arithmetic(), "16 training prompts, 4 held out"]
+    *notes, memory = diagnose_run("run.yaml", [], None)
+    assert memory.name == "memory at the peak" and memory.ok and all(note.ok for note in notes)
+    found = {note.name: note.found for note in notes}
+    well = "as it should be"
+    assert found["steps"] == config.arithmetic() and found["prompts"] == "16 training prompts, 4 held out"
+    assert found["policy"] == found["critic"] == found["disk"] == found["run directory"] == well
     monkeypatch.setattr("rlhf_ray.preflight.memory_gib", lambda: 1.0)
-    *_, memory = diagnose_run("run.yaml", [])
+    *_, memory = diagnose_run("run.yaml", [], None)
     assert "more than the 1.0 of this machine" in memory.fix
-    (found,) = diagnose_run("run.yaml", ["prompts.path=none.jsonl"])
-    assert found.found == "cannot start" and "none.jsonl does not exist" in found.fix
+    (tmp_path / "policy" / "chat_template.jinja").unlink()
+    (tmp_path / "taken").mkdir()
+    bad = diagnose_run("run.yaml", ["prompts.path=none.jsonl", "rollout.max_new_tokens=400"], tmp_path / "taken")
+    lacks = {finding.name: finding.fix for finding in bad if finding.found == "cannot start"}
+    assert lacks.keys() == {"run directory", "policy", f"reward {tmp_path / 'reward'}", "prompts"}
+    assert "exists already" in lacks["run directory"] and "no chat template" in lacks["policy"]
+    assert "656 tokens" in lacks[f"reward {tmp_path / 'reward'}"] and "none.jsonl does not" in lacks["prompts"]
 
 
 @pytest.mark.parametrize(
