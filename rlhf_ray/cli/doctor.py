@@ -47,7 +47,7 @@ def diagnose_run(path: str, overrides: Sequence[str], run_dir: Path | None) -> I
             yield memory_finding(config)  # for a run a lack is a note: nobody knows what else its machine will do
             continue
         try:
-            yield Finding(name, "; ".join(check()) or "as it should be")
+            yield Finding(name, "; ".join(check()) or "checked")
         except UserError as error:
             yield Finding(name, "cannot start", f"{error}")
 
