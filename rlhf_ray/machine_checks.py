@@ -8,7 +8,11 @@ import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from rlhf_ray.machine import silent_cluster
 
@@ -104,3 +108,23 @@ def _has_token() -> bool:
         return bool(os.environ.get("RAY_AUTH_TOKEN") or file.read_text(encoding="utf-8").strip())
     except OSError:
         return False
+
+
+def versions() -> Iterator[Finding]:
+    """Of what is installed, against the pins of this package's own metadata: the set that is tested together."""
+    for line in metadata.requires("rlhf-ray") or []:
+        pin = Requirement(line)
+        exact = [clause.version for clause in pin.specifier if clause.operator == "=="]
+        found = installed(pin.name)
+        if not exact or found is None:  # absent ones are reported by import, and one of the vllm builds always is
+            continue
+        tested = Version(found) in pin.specifier
+        yield Finding(pin.name, found, "" if tested else f"tested with {exact[0]}: pip install {pin.name}=={exact[0]}")
+
+
+def installed(name: str) -> str | None:
+    """The version of a distribution; None if it is not there."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -17,7 +17,7 @@ from rlhf_ray.errors import UserError
 from rlhf_ray.evidence import OVERALL
 from rlhf_ray.footprint import estimated_gib
 from rlhf_ray.machine import memory_gib
-from rlhf_ray.machine_checks import Finding, cluster, open_files, own_ports, shared_memory
+from rlhf_ray.machine_checks import Finding, cluster, open_files, own_ports, shared_memory, versions
 from rlhf_ray.models.folder import (
     check_backbone,
     check_causal_lm,
@@ -173,14 +173,15 @@ def _check_run_dir(run_dir: Path, resume: bool) -> list[str]:
 
 def _check_machine(address: str | None) -> list[str]:
     """A Ray cluster that is named must answer at its port; `auto` and none are found by Ray itself. A run that brings
-    its own cluster needs this machine's ports and files; less shared memory only makes it slow."""
+    its own cluster needs this machine's ports and files; less shared memory only makes it slow, and nobody has tried
+    other versions."""
     source, address = ("placement.address", address) if address else ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS"))
     own = [] if address else [open_files(), own_ports()]
     for finding in (*cluster(address, source), *own):
         if not finding.ok:
             raise UserError(finding.line)
-    shared = shared_memory()
-    return [] if address or shared.ok else [shared.line]
+    slows = [] if address else [shared_memory()]
+    return [finding.line for finding in (*versions(), *slows) if not finding.ok]
 
 
 def _folder(path: str, check: Callable[[Path], None], download: bool, notes: list[str]) -> Path | None:

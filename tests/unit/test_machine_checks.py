@@ -12,7 +12,7 @@ from tiny_folders import run_config
 
 from rlhf_ray import machine_checks
 from rlhf_ray.errors import UserError
-from rlhf_ray.machine_checks import cluster, open_files, own_address, own_ports, shared_memory
+from rlhf_ray.machine_checks import cluster, open_files, own_address, own_ports, shared_memory, versions
 from rlhf_ray.preflight import preflight
 
 SECRET = "a-token-of-a-cluster"
@@ -55,6 +55,16 @@ def test_little_shared_memory_is_told_and_stops_nothing(monkeypatch: pytest.Monk
     assert "--shm-size" in shared_memory().fix
     notes = preflight(run_config(tmp_path), tmp_path / "run", resume=False)
     assert any("shared memory: 0.1 GiB free" in note for note in notes)
+
+
+def test_versions_that_nobody_has_tried_are_told_and_stop_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert all(finding.ok for finding in versions())
+    real = machine_checks.installed
+    monkeypatch.setattr(machine_checks, "installed", lambda name: "1.2.3" if name == "trl" else real(name))
+    (note,) = [note for note in preflight(run_config(tmp_path), tmp_path / "run", resume=False) if "trl" in note]
+    assert note.startswith("trl: 1.2.3; tested with ") and "pip install trl==" in note
 
 
 def test_a_missing_token(monkeypatch: pytest.MonkeyPatch, no_token: None, tmp_path: Path) -> None:
