@@ -25,6 +25,7 @@ HUNG_S = 15.0
 HUNG_TRAIN_S = 300.0
 """Ray Train's controller does nothing else while it places and starts a group."""
 _EVERY_S = 1.0
+_LOOK_S = 2.0
 _STACKS_S = 5.0
 
 
@@ -95,7 +96,11 @@ class Watch:
     def _watch(self) -> None:
         asked: dict[Any, tuple[Member, float]] = {}
         known: set[Any] = {group.inbox for group in self._groups}  # it loads nothing
+        looked = 0.0
         while not self._over.wait(_EVERY_S):
+            if time.monotonic() - looked > _LOOK_S:
+                self._end_stopped()
+                looked = time.monotonic()
             under_way = {member.actor for member, _ in asked.values()}
             for member in self._members():
                 if member.actor not in under_way:
@@ -103,8 +108,6 @@ class Watch:
             answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_EVERY_S)
             for reference in answered:  # that one is dead is for its callers to notice
                 known.add(asked.pop(reference)[0].actor)
-            if silent:
-                self._end_stopped({member.tag for member, _ in asked.values()})
             for reference in silent:
                 member, since = asked[reference]
                 if time.monotonic() - since <= member.patience_s:
@@ -115,8 +118,10 @@ class Watch:
                     self._tell(f"{member.name} did not answer for {member.patience_s:.0f} s and was killed.")
                     member.end(self._run)
 
-    def _end_stopped(self, roles: set[str]) -> None:
-        """Those of `roles`, wherever they are. That they are dead is for their callers to notice, as ever."""
+    def _end_stopped(self) -> None:
+        """Wherever they are, known yet or not. That they are dead is for their callers to notice, as ever."""
+        roles = [f"{pool.role}-{i}" for pool in self._pools for i in range(len(pool.actors))]
+        roles += [f"{group.role} {part}" for group in self._groups for part in ("inbox", "rank")]
         here = ray.get_runtime_context().get_node_id()
         others = [node for node in _alive_nodes() if node != here]
         there = _on_nodes(others, end_stopped, self._run, roles, STOPPED_S)
