@@ -142,6 +142,17 @@ def test_one_that_is_stopped_by_a_signal_is_not_waited_for(watching: Watching, m
     assert ray.get(there, timeout=30) == []
 
 
+def test_nor_is_a_rank_that_its_group_does_not_know_yet(watching: Watching) -> None:
+    inbox, rank = _sleeper(0.0), _sleeper(0.0, role="policy rank")
+    ray.get([inbox.pid.remote(), rank.pid.remote()], timeout=60)
+    rank.stop.remote()
+    said = watching(
+        [], [SimpleNamespace(role="policy", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: None)]
+    )
+    _await(lambda: bool(said))
+    assert said == ["policy rank was stopped by a signal for 2 s and was killed."]
+
+
 def test_what_a_reward_function_has_started_ends_with_the_run() -> None:
     environment = os.environ | tags("watched", "reward function")
     with subprocess.Popen(["sleep", "60"], env=environment, start_new_session=True) as helper:
