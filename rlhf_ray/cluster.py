@@ -203,7 +203,9 @@ def _watch_offline(
 
 def _no_cluster(address: str | None, error: Exception) -> UserError | LostError:
     reason = f"{error}".strip().partition("\n")[0]
-    if address is None:  # a machine may be busy for a while
+    if address is None and isinstance(error, ValueError | PermissionError):
+        return UserError(f"Ray cannot start on this machine: {reason}")
+    if address is None:  # which may be busy for a while
         return LostError(f"Ray did not start on this machine: {reason}. `rlhf-ray doctor` says what that lacks")
     return UserError(
         f"Ray cannot join the cluster at {address} (placement.address or RAY_ADDRESS): {reason}. It must be up, of the "

@@ -112,6 +112,8 @@ def _has_token() -> bool:
 
 def versions() -> Iterator[Finding]:
     """Of what is installed, against the pins of this package's own metadata: the set that is tested together."""
+    if installed("rlhf-ray") is None:  # a bare checkout has no pins
+        return
     for line in metadata.requires("rlhf-ray") or []:
         pin = Requirement(line)
         exact = [clause.version for clause in pin.specifier if clause.operator == "=="]

@@ -134,9 +134,10 @@ def learner_parameters(config: RunConfig, role: str) -> int:
 def parameters(path: str) -> int:
     """Weights of a model that is on this machine; 0 for one that is not."""
     try:
-        return count_parameters(resolve_model(path, download=False))
+        folder = resolve_model(path, download=False)
     except UserError:
         return 0
+    return count_parameters(folder)
 
 
 def _learner_bytes(ranks: int, stage: int, lora: bool, size: int) -> int:

@@ -7,7 +7,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,22 +67,22 @@ def end_processes(run: str, role: str, title: str, age_s: float) -> None:
                 os.kill(process.pid, signal.SIGKILL)
 
 
-def end_stopped(run: str, roles: Collection[str], wait_s: float) -> list[str]:
-    """SIGKILL to those of this machine that play one of `roles` in the run and are stopped, now and `wait_s` later.
+def end_stopped(roles: Mapping[str, Collection[str]], wait_s: float) -> list[str]:
+    """SIGKILL to those of this machine that play one of the `roles` of a run and are stopped, now and `wait_s` later.
 
     Their roles come back. Who is stopped answers nothing, so there is no need to wait for an answer as long as for one
     that computes.
     """
 
     def stopped() -> set[Process]:
-        return {each for each in processes(run) if each.stopped and each.role in roles}
+        return {each for run in roles for each in processes(run) if each.stopped and each.role in roles[run]}
 
     if not (before := stopped()):
         return []
     time.sleep(wait_s)
     ended = sorted(before & stopped())
     for process in ended:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):
             os.kill(process.pid, signal.SIGKILL)
     return [process.role for process in ended]
 
@@ -91,7 +91,7 @@ def is_stopped(pid: int) -> bool:
     """Whether that process is there and stopped by a signal."""
     try:
         return _stat(Path("/proc") / str(pid))[0] == _STOPPED
-    except OSError:
+    except (OSError, IndexError):
         return False
 
 
@@ -112,4 +112,4 @@ def _tagged(run: str) -> Iterator[Process]:
 
 def _stat(folder: Path) -> list[str]:
     """From the process's state on; its name may have spaces and brackets."""
-    return (folder / "stat").read_text().rpartition(")")[2].split()
+    return (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()

@@ -152,7 +152,7 @@ class _Controllers:
     def _answer(self, reference: Any) -> Any:
         """Of a controller that is there. One that is stopped is killed."""
         if not ray.wait([reference], timeout=STOPPED_S)[0]:
-            end_stopped(run_id(self._run_dir), ["controller"], STOPPED_S)
+            end_stopped({run_id(self._run_dir): ["controller"]}, STOPPED_S)
         return ray.get(reference, timeout=_SILENT_S)
 
 

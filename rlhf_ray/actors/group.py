@@ -40,7 +40,7 @@ class LearnerGroup:
 
     def __init__(self, group: WorkerGroup, deadline_s: float) -> None:
         """Starts it."""
-        self.role, self._run = group.role, group.name
+        self.role, self.run = group.role, group.name
         self.deadline_s = deadline_s
         self._beginning: int | None = None
         self._saved: int | None = None
@@ -73,7 +73,7 @@ class LearnerGroup:
                 if time.monotonic() > limit:
                     raise InboxLost(f"the inbox of {self.role} does not answer") from None
                 ray.kill(self.inbox, no_restart=False)
-                end_processes(self._run, f"{self.role} inbox", "ray::Inbox", _BACK_S)  # Ray only asks
+                end_processes(self.run, f"{self.role} inbox", "ray::Inbox", _BACK_S)  # Ray only asks
             except InboxLost as lost:
                 if isinstance(lost.__cause__, ActorDiedError) or time.monotonic() > limit:
                     raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,6 @@ HUNG_S = 15.0
 HUNG_TRAIN_S = 300.0
 """Ray Train's controller does nothing else while it places and starts a group."""
 _EVERY_S = 1.0
-_LOOK_S = 2.0
 _STACKS_S = 5.0
 
 
@@ -37,27 +37,57 @@ class Member:
     actor: Any
     ask: Callable[[], Any]
     patience_s: float
+    run: str
     tag: str
     title: str = "ray::"
 
-    def end(self, run: str) -> None:
+    def end(self) -> None:
         """Ray asks a process to end, which one does not hear that hung before Ray had connected to it."""
         ray.kill(self.actor, no_restart=False)
-        end_on_all_nodes(run, self.tag, self.title, self.patience_s)
+        end_on_all_nodes(self.run, self.tag, self.title, self.patience_s)
 
 
 def end_on_all_nodes(run: str, role: str, title: str = "", age_s: float = 0.0) -> list[Any]:
     """`end_processes` of each node; references to what is there when it is done."""
-    return _on_nodes(_alive_nodes(), end_processes, run, role, title, age_s)
+    return [_on_node(node, end_processes, run, role, title, age_s) for node in _alive_nodes()]
 
 
 def _alive_nodes() -> list[str]:
     return [str(node["NodeID"]) for node in ray.nodes() if node["Alive"]]
 
 
-def _on_nodes(nodes: Sequence[str], do: Callable[..., Any], *arguments: Any) -> list[Any]:
-    there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    return [ray.remote(do).options(num_cpus=0, scheduling_strategy=each).remote(*arguments) for each in there]
+def _on_node(node: str, do: Callable[..., Any], *arguments: Any) -> Any:
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return _remote(do).options(num_cpus=0, scheduling_strategy=there).remote(*arguments)
+
+
+@functools.cache
+def _remote(do: Callable[..., Any]) -> Any:
+    """Ray keeps each remote function that it has been told of for as long as a cluster lives."""
+    return ray.remote(do)
+
+
+class StoppedElsewhere:
+    """Ends who is stopped on other nodes, which say it when they have: none is waited for."""
+
+    def __init__(self) -> None:
+        self._asked: dict[str, Any] = {}
+
+    def ask(self, nodes: Sequence[str], roles: Mapping[str, Sequence[str]]) -> None:
+        """Of those of `nodes` that have not been asked already, with roles by run."""
+        for node in nodes:
+            if node not in self._asked:
+                self._asked[node] = _on_node(node, end_stopped, roles, STOPPED_S)
+
+    def ended(self) -> list[str]:
+        """The roles that were, since the last time."""
+        found: list[str] = []
+        for node, answer in list(self._asked.items()):
+            if ray.wait([answer], timeout=0)[0]:
+                del self._asked[node]
+                with suppress(RayError):  # that node is gone, with all on it
+                    found += ray.get(answer)
+        return found
 
 
 class Watch:
@@ -68,6 +98,7 @@ class Watch:
     ) -> None:
         self._run, self._pools, self._groups, self._tell = run, pools, groups, tell
         self._over = threading.Event()
+        self._elsewhere = StoppedElsewhere()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def stacks(self) -> dict[str, str]:
@@ -96,11 +127,9 @@ class Watch:
     def _watch(self) -> None:
         asked: dict[Any, tuple[Member, float]] = {}
         known: set[Any] = {group.inbox for group in self._groups}  # it loads nothing
-        looked = 0.0
+        silent: list[Any] = []
         while not self._over.wait(_EVERY_S):
-            if time.monotonic() - looked > _LOOK_S:
-                self._end_stopped()
-                looked = time.monotonic()
+            self._end_stopped(bool(silent))
             under_way = {member.actor for member, _ in asked.values()}
             for member in self._members():
                 if member.actor not in under_way:
@@ -116,20 +145,18 @@ class Watch:
                 if member.actor in known or _is_made(member.actor):
                     del asked[reference]
                     self._tell(f"{member.name} did not answer for {member.patience_s:.0f} s and was killed.")
-                    member.end(self._run)
+                    member.end()
 
-    def _end_stopped(self) -> None:
-        """Wherever they are, known yet or not. That they are dead is for their callers to notice, as ever."""
-        roles = [f"{pool.role}-{i}" for pool in self._pools for i in range(len(pool.actors))]
-        roles += [f"{group.role} {part}" for group in self._groups for part in ("inbox", "rank")]
-        here = ray.get_runtime_context().get_node_id()
-        others = [node for node in _alive_nodes() if node != here]
-        there = _on_nodes(others, end_stopped, self._run, roles, STOPPED_S)
-        ended = end_stopped(self._run, roles, STOPPED_S)
-        for answer in ray.wait(there, num_returns=len(there), timeout=_STACKS_S)[0] if there else []:
-            with suppress(RayError):  # that node is gone, with all on it
-                ended += ray.get(answer)
-        for role in ended:
+    def _end_stopped(self, elsewhere: bool) -> None:
+        """Here, whether they are known yet or not, and on other nodes, if somebody does not answer. That they are dead
+        is for their callers to notice, as ever."""
+        roles = {self._run: [f"{pool.role}-{i}" for pool in self._pools for i in range(len(pool.actors))]}
+        for group in self._groups:
+            roles.setdefault(group.run, []).extend(f"{group.role} {part}" for part in ("inbox", "rank"))
+        if elsewhere:
+            here = ray.get_runtime_context().get_node_id()
+            self._elsewhere.ask([node for node in _alive_nodes() if node != here], roles)
+        for role in [*end_stopped(roles, STOPPED_S), *self._elsewhere.ended()]:
             self._tell(f"{role} was stopped by a signal for {STOPPED_S:.0f} s and was killed.")
 
     def _members(self) -> list[Member]:
@@ -137,16 +164,20 @@ class Watch:
         for pool in self._pools:
             for i, actor in enumerate(pool.actors):
                 alive = actor.alive.options(concurrency_group=HEALTH).remote
-                found.append(Member(f"{pool.role}-{i}", actor, alive, HUNG_S, f"{pool.role}-{i}"))
+                found.append(Member(f"{pool.role}-{i}", actor, alive, HUNG_S, self._run, f"{pool.role}-{i}"))
         for group in self._groups:
             name, inbox = f"the inbox of {group.role}", f"{group.role} inbox"
-            found.append(Member(name, group.inbox, group.inbox.incarnation.remote, HUNG_S, inbox, "ray::Inbox"))
+            found.append(
+                Member(name, group.inbox, group.inbox.incarnation.remote, HUNG_S, group.run, inbox, "ray::Inbox")
+            )
             for rank, worker in _told(group.workers, {}).items():
                 name, ready = f"rank {rank} of {group.role}", worker.__ray_ready__.remote
-                found.append(Member(name, worker, ready, HUNG_S, f"{group.role} rank", "ray::RayTrainWorker"))
+                found.append(
+                    Member(name, worker, ready, HUNG_S, group.run, f"{group.role} rank", "ray::RayTrainWorker")
+                )
             if (controller := _told(group.train_controller, None)) is not None:
                 name, ready = f"Ray Train's controller of {group.role}", controller.__ray_ready__.remote
-                found.append(Member(name, controller, ready, HUNG_TRAIN_S, inbox, "ray::TrainController"))
+                found.append(Member(name, controller, ready, HUNG_TRAIN_S, group.run, inbox, "ray::TrainController"))
         return found
 
 

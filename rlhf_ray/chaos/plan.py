@@ -19,8 +19,8 @@ PHASES = ("idle", "generate", "score", "update", "push", "commit", "resume")
 """Idle: the controller computes advantages, and every other role waits."""
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP)
 """Of seed 0, 1, 2, and so on in turn. The seeds 0, 1, 2 are for one run of PPO, 3, 4, 5 for one of GRPO, and so on."""
-_STEPS_A_CELL, _SPARE_STEPS, _STEPS_WITHOUT_DRIVER = 2, 20, 45
-"""A phase may be over before its victim is struck, then the next step has to do. A run goes on for the 30 s in which
+_STEPS_A_CELL, _SPARE_STEPS, _STEPS_WITHOUT_DRIVER = 2, 20, 15
+"""A phase may be over before its victim is struck, then the next step has to do. A run goes on for the 3 s in which
 nobody misses a driver that was stopped."""
 OPENERS = ("driver", "controller", "policy inbox", "critic inbox")
 """Roles without which a run resumes at its newest commit."""

@@ -40,11 +40,13 @@ def diagnose_run(path: str, overrides: Sequence[str], run_dir: Path | None) -> I
     run_dir = run_dir or Path("runs", config.name)
     resume = (run_dir / "config.yaml").is_file()
     for name, check in checks(config, run_dir, resume, download=False):
-        if name == "memory" and isinstance(config, RunConfig):
-            yield memory_finding(config)  # for a run a lack is a note: nobody knows what else its machine will do
-            continue
         try:
-            yield Finding(name, "; ".join(check()) or "checked")
+            if name == "memory" and isinstance(config, RunConfig):
+                yield memory_finding(config)  # for a run a lack is a note: nobody knows what else its machine will do
+            elif notes := check():
+                yield Finding(name, "; ".join(notes))
+            else:
+                yield Finding(name, "checked")
         except UserError as error:
             yield Finding(name, "cannot start", f"{error}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,12 @@ def noticing_losses(launch: Callable[[], dict[str, object]], config: AnyConfig, 
     """
     from ray.exceptions import RayError
 
-    with connected(config.placement, total_cpus(config)):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(connected(config.placement, total_cpus(config)))
+        except LostError as error:
+            _note(run_dir, f"{error}.")
+            raise
         if started_again():
             _await_room(config)
         nodes = _alive()

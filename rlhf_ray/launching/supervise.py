@@ -30,6 +30,7 @@ _SIGN_S = 1.0
 _END = b"e"
 """The last sign of a process that comes to its end by itself, with whatever exit code."""
 _SIGNS = "RLHF_RAY_SIGNS"
+_VANISHED = "vanished"
 
 
 def supervise(command: Sequence[str], run_dir: Path, max_failures: int) -> int:
@@ -41,13 +42,10 @@ def supervise(command: Sequence[str], run_dir: Path, max_failures: int) -> int:
     """
     failures, newest, retrying = 0, _newest_commit(run_dir), False
     while True:
-        code, asked_to_stop, vanished = _run_child(command, tags(run_id(run_dir), "driver"), retrying)
+        code, asked_to_stop, cause = _run_child(command, tags(run_id(run_dir), "driver"), retrying)
         committed = _newest_commit(run_dir)
         failures, newest = (0 if committed > newest else failures) + 1, committed
-        lost = code < 0 or code == LOST or (code > 0 and vanished)
-        cause = "vanished" if vanished else "cannot go on"
-        if code < 0:
-            cause = f"was ended by {signal.Signals(-code).name}"
+        lost = code < 0 or code == LOST or (code > 0 and cause == _VANISHED)
         if not lost or asked_to_stop or failures > max_failures:
             if lost and code != LOST and not asked_to_stop:  # a driver that is lost says so itself
                 _tell(
@@ -97,9 +95,9 @@ def give_signs() -> None:
     threading.Thread(target=tell, name="signs", daemon=True).start()
 
 
-def _run_child(command: Sequence[str], environment: Mapping[str, str], retrying: bool) -> tuple[int, bool, bool]:
-    """Its exit code, minus the signal that ended it; whether this process was asked to stop meanwhile; and whether the
-    child had begun to give signs and ended without the last one."""
+def _run_child(command: Sequence[str], environment: Mapping[str, str], retrying: bool) -> tuple[int, bool, str]:
+    """Its exit code, minus the signal that ended it; whether this process was asked to stop meanwhile; and what the
+    child did. It has vanished if it had begun to give signs and ended without the last one."""
     again = ["--resume-if-exists"] if retrying else []
     words = [word for word in command if not (retrying and word == "--resume")]
     signs, told = os.pipe()
@@ -113,28 +111,35 @@ def _run_child(command: Sequence[str], environment: Mapping[str, str], retrying:
     os.close(told)
     try:
         with _passing_signals(child) as came:
-            begun, ended = _heard(signs, child.pid)
+            begun, ended, cause = _heard(signs, child.pid)
             try:
-                child.wait(_SIGN_S)
+                code = child.wait(_SIGN_S)
             except subprocess.TimeoutExpired:  # it is silent, not at its end
                 child.kill()
-            return child.wait(), bool(came), begun and not ended
+                return child.wait(), bool(came), cause
+            if code < 0:
+                return code, bool(came), f"was ended by {signal.Signals(-code).name}"
+            return code, bool(came), _VANISHED if begun and not ended else "cannot go on"
     finally:
         os.close(signs)
 
 
-def _heard(signs: int, pid: int) -> tuple[bool, bool]:
-    """Whether there were signs, and the last one of them, at their end: no more can come, or none came for too long."""
+def _heard(signs: int, pid: int) -> tuple[bool, bool, str]:
+    """Until no more signs can come, or none came for too long: whether there were some, and the last one; and why that
+    process is to be killed if it still is there."""
     begun = ended = False
-    silent_s = 0.0
-    while silent_s < SILENT_S and not (silent_s > STOPPED_S and is_stopped(pid)):
+    silent_s = stopped_s = 0.0
+    while silent_s < SILENT_S and stopped_s < STOPPED_S:
         if not select.select([signs], [], [], _SIGN_S)[0]:
             silent_s += _SIGN_S
+            stopped_s = stopped_s + _SIGN_S if is_stopped(pid) else 0.0
             continue
+        silent_s = stopped_s = 0.0
         if not (seen := os.read(signs, 4096)):
             break
-        begun, ended, silent_s = True, ended or _END in seen, 0.0
-    return begun, ended
+        begun, ended = True, ended or _END in seen
+    stopped = f"was stopped by a signal for {STOPPED_S:.0f} s and was killed"
+    return begun, ended, stopped if stopped_s else f"gave no sign for {silent_s:.0f} s and was killed"
 
 
 @contextmanager

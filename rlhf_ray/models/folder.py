@@ -131,14 +131,17 @@ def max_positions(folder: Path) -> int | None:
 
 def count_parameters(folder: Path) -> int:
     """The number of weights in the safetensors files, read from their headers."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     total = 0
     spec = load_spec(folder)
     parts = backbone_folders(folder, spec) if spec else []
     for file in (file for part in (folder, *parts) for file in _weight_files(part)):
-        with safe_open(file, framework="numpy") as weights:
-            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        try:
+            with safe_open(file, framework="numpy") as weights:
+                total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file} cannot be read ({error}); fetch or write that model again") from error
     return total
 
 

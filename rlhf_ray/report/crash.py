@@ -20,12 +20,14 @@ _ADVICE = {
     r"No space left|ENOSPC|disk quota": "Free some disk, or lower train.keep_checkpoints; then resume.",
     r"OutOfMemory|\bOOM\b|out of memory|low on memory|MemoryError": "Lower policy.microbatch_tokens or "
     "rollout.max_concurrent (of a run on fixed data train.microbatch_size), or use more ranks; then resume.",
-    r"ended by SIGKILL": "The kernel kills what takes too much memory, and says so in `dmesg`; `rlhf-ray doctor` says "
-    "what the run takes. Then resume.",
     r"did not finish|did not answer": "The event 'stalled' in events.jsonl has the stacks of all actors. If the "
     "machine was only busy, resume with a longer train.deadline_s.",
+    r"gave no sign|stopped by a signal": "If the machine was only busy, or somebody had stopped it, resume; "
+    "ranks on fixed data with a longer train.deadline_s.",
     r"\bNaN\b|not finite|non-finite": "Look at the last steps below. `rlhf-ray fork` begins at a checkpoint before "
     "them with a lower learning rate.",
+    r"ended by SIGKILL": "The kernel kills what takes too much memory, and says so in `dmesg`; `rlhf-ray doctor "
+    "CONFIG` says what a run of several models takes. Then resume.",
 }
 _ELSE = "If the message names your code or your data, mend it; then resume."
 

@@ -17,7 +17,7 @@ import ray
 from rlhf_ray.actors import watch
 from rlhf_ray.actors.group import InboxLost
 from rlhf_ray.actors.pools import HEALTH, Pool
-from rlhf_ray.actors.watch import Watch, end_on_all_nodes
+from rlhf_ray.actors.watch import StoppedElsewhere, Watch, end_on_all_nodes
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import PlacementConfig
 from rlhf_ray.tags import processes, tags
@@ -97,9 +97,13 @@ def test_so_is_the_controller_of_ray_train(watching: Watching) -> None:
     def lost(timeout_s: float) -> Any:
         raise InboxLost("the inbox of critic died")
 
-    known = SimpleNamespace(role="policy", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: controller)
-    unknown = SimpleNamespace(role="value", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: None)
-    dead = SimpleNamespace(role="critic", inbox=inbox, workers=lost, train_controller=lost)
+    known = SimpleNamespace(
+        run="watched", role="policy", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: controller
+    )
+    unknown = SimpleNamespace(
+        run="watched", role="value", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: None
+    )
+    dead = SimpleNamespace(run="watched", role="critic", inbox=inbox, workers=lost, train_controller=lost)
     said = watching([], [known, unknown, dead])
     ray.get(controller.pid.remote(), timeout=60)
     time.sleep(3)
@@ -119,7 +123,12 @@ def test_an_inbox_loads_nothing_so_it_need_not_have_answered(
     inbox.stop.remote()
     time.sleep(1)
     said = watching(
-        [], [SimpleNamespace(role="policy", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: None)]
+        [],
+        [
+            SimpleNamespace(
+                run="watched", role="policy", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: None
+            )
+        ],
     )
     _await(lambda: bool(said))
     assert said == ["the inbox of policy did not answer for 5 s and was killed."]
@@ -128,8 +137,7 @@ def test_an_inbox_loads_nothing_so_it_need_not_have_answered(
     _await(lambda: any(one.role == "policy inbox" and one.title.startswith("ray::Inbox") for one in living()))
 
 
-def test_one_that_is_stopped_by_a_signal_is_not_waited_for(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On any node."""
+def test_one_that_is_stopped_by_a_signal_is_not_waited_for(watching: Watching) -> None:
     actor = _sleeper(0.0, role="rollout-0")
     first = ray.get(actor.pid.remote(), timeout=60)
     said = watching([Pool("rollout", [actor], 60.0)], [])
@@ -138,8 +146,23 @@ def test_one_that_is_stopped_by_a_signal_is_not_waited_for(watching: Watching, m
     assert said == ["rollout-0 was stopped by a signal for 2 s and was killed."]
     pool = Pool("rollout", [actor], 60.0)
     assert pool.answer(pool.call(0, "pid")) != first
-    (there,) = watch._on_nodes(watch._alive_nodes(), watch.end_stopped, "watched", ["nobody"], 0.0)
-    assert ray.get(there, timeout=30) == []
+
+
+def test_nor_is_it_on_another_node() -> None:
+    actor = _sleeper(0.0, role="rollout-0")
+    first = ray.get(actor.pid.remote(), timeout=60)
+    actor.stop.remote()
+    elsewhere, said = StoppedElsewhere(), list[str]()
+
+    def told() -> bool:
+        elsewhere.ask([node["NodeID"] for node in ray.nodes()], {"watched": ["rollout-0"]})
+        said.extend(elsewhere.ended())
+        return bool(said)
+
+    _await(told)
+    assert said == ["rollout-0"]
+    pool = Pool("rollout", [actor], 60.0)
+    assert pool.answer(pool.call(0, "pid")) != first
 
 
 def test_nor_is_a_rank_that_its_group_does_not_know_yet(watching: Watching) -> None:
@@ -147,7 +170,12 @@ def test_nor_is_a_rank_that_its_group_does_not_know_yet(watching: Watching) -> N
     ray.get([inbox.pid.remote(), rank.pid.remote()], timeout=60)
     rank.stop.remote()
     said = watching(
-        [], [SimpleNamespace(role="policy", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: None)]
+        [],
+        [
+            SimpleNamespace(
+                run="watched", role="policy", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: None
+            )
+        ],
     )
     _await(lambda: bool(said))
     assert said == ["policy rank was stopped by a signal for 2 s and was killed."]

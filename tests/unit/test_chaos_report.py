@@ -42,7 +42,7 @@ def test_a_driver_that_is_stopped_is_not_missed_for_a_while() -> None:
     """Meanwhile the run goes on, and needs the steps for it."""
     stopped = [replace(cell, sign=signal.SIGSTOP) for cell in PLAN]
     assert steps_for(PLAN) == 2 * 5 + 20
-    assert steps_for(stopped) == 2 * 5 + 20 + 2 * 45
+    assert steps_for(stopped) == 2 * 5 + 20 + 2 * 15
 
 
 def test_a_run_that_ends_has_the_last_word(tmp_path: Path) -> None:

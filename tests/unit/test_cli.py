@@ -228,6 +228,10 @@ def test_doctor_checks_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert lacks.keys() == {"run directory", "policy", f"reward {tmp_path / 'reward'}", "prompts"}
     assert "exists already" in lacks["run directory"] and "no chat template" in lacks["policy"]
     assert "656 tokens" in lacks[f"reward {tmp_path / 'reward'}"] and "none.jsonl does not" in lacks["prompts"]
+    weights = tmp_path / "policy" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:40])
+    lacks = {finding.name: finding.fix for finding in diagnose_run("run.yaml", [], None) if not finding.ok}
+    assert "model.safetensors" in lacks["policy"] and "cannot be read" in lacks["disk"]
 
 
 @pytest.mark.parametrize(

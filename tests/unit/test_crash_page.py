@@ -88,6 +88,10 @@ def test_a_run_that_reached_its_end_has_not_failed(run: RunDirectory) -> None:
         ("CUDA out of memory", "policy.microbatch_tokens"),
         ("all 8 rollouts of the step failed to be scored", "Mend the reward source"),
         ("all 8 rollouts of the step failed to be scored; the first: MemoryError", "Mend the reward source"),
+        (
+            "The driver was stopped by a signal for 2 s and was killed: try 4 of 4 without a commit.",
+            "somebody had stopped it",
+        ),
         ("The driver was ended by SIGKILL: try 4 of 4 without a commit in between.", "takes too much memory"),
         ("there is no room for this maintenance", "names your code or your data"),
         ("policy: ranks [1] did not answer 'update' within 600 s", "train.deadline_s"),

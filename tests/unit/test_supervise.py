@@ -89,14 +89,15 @@ def test_a_driver_that_dies_or_hangs_is_started_again_and_resumes(run: Path, dea
     assert code == 0 and len(lives) == 2
     assert lives[0].endswith("--resume ") and lives[1].endswith("--resume-if-exists again")
     (sentence,) = restarts(run)
-    cause = "cannot go on" if "sys.exit" in death else f"was ended by {death[-8:-1] if 'SEGV' in death else 'SIGKILL'}"
-    cause = "vanished" if death == VANISHED else cause
+    cause = "cannot go on" if "sys.exit" in death else f"was ended by {death[-8:-1]}"
+    cause = {VANISHED: "vanished", HANGS: "gave no sign for 3 s and was killed"}.get(death, cause)
     assert sentence == f"The driver {cause}. The run goes on at its newest commit: retry 1 of at most 2."
 
 
 def test_one_that_is_stopped_is_not_waited_for(run: Path) -> None:
     code, lives = ended(run, killed("SIGSTOP"), "sys.exit(0)", silent_s=1000.0)
     assert code == 0 and len(lives) == 2
+    assert restarts(run)[0].startswith("The driver was stopped by a signal for 2 s and was killed. The run goes on")
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3])
@@ -183,6 +184,15 @@ def test_a_fault_of_config_or_code_is_raised_as_it_is(config: RunConfig, run: Pa
     with pytest.raises(type(error)):
         noticing_losses(fails(error), config, run)
     assert restarts(run) == []
+
+
+def test_a_cluster_that_does_not_start_is_noted(config: RunConfig, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor leaves what is lost to the driver to say."""
+    failing = fails(LostError("Ray did not start on this machine"))
+    monkeypatch.setattr(recovery, "connected", lambda placement, cpus: failing())
+    with pytest.raises(LostError):
+        noticing_losses(dict, config, run)
+    assert restarts(run) == ["Ray did not start on this machine."]
 
 
 def test_a_failure_without_a_loss_is_a_fault(config: RunConfig, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

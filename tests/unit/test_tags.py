@@ -57,7 +57,7 @@ def test_who_is_ended_for_being_stopped(sign: signal.Signals, goes_on: bool, rol
         assert is_stopped(process.pid) is (sign is signal.SIGSTOP)
         if goes_on:
             threading.Timer(0.2, process.send_signal, [signal.SIGCONT]).start()
-        assert end_stopped("tagged", [role], 0.6) == ([role] if ends else [])
+        assert end_stopped({"tagged": [role]}, 0.6) == ([role] if ends else [])
         time.sleep(0.2)
         assert (process.poll() is not None) is ends
     finally:
