@@ -188,7 +188,7 @@ def test_the_events_say_who_was_missed(runs: Runs) -> None:
     """One that is back before it is asked again is not."""
     events = _lines(runs.killed, "events.jsonl")
     revived = {event["sentence"].partition(" died")[0] for event in events if event["kind"] == "revived"}
-    assert {"rollout-0", "reference-0"} <= revived
+    assert "rollout-0" in revived
     (hung,) = [event["sentence"] for event in events if event["kind"] == "hung"]
-    assert hung == "reference-0 did not answer for 15 s and was killed."
+    assert hung == "reference-0 was stopped by a signal for 2 s and was killed."
     assert not [event for event in events if event["kind"] in ("restart", "resume")]
