@@ -45,7 +45,14 @@ def preflight(config: AnyConfig, run_dir: Path, resume: bool, *, download: bool 
 
     With `download` False (a dry run) models and data that only the hub has are a note instead of a download.
     """
-    return [note for _, check in checks(config, run_dir, resume, download) for note in check()]
+    notes = [note for _, check in checks(config, run_dir, resume, download) for note in check()]
+    elsewhere = config.placement.address or os.environ.get("RAY_ADDRESS")
+    doubts = [*versions(), *([] if elsewhere else [shared_memory()])]  # less of it only makes a run slow
+    return [
+        *(finding.line for finding in doubts if not finding.ok),
+        *notes,
+        *([memory_finding(config).line] if isinstance(config, RunConfig) else []),
+    ]
 
 
 def checks(config: AnyConfig, run_dir: Path, resume: bool, download: bool) -> Iterator[tuple[str, Check]]:
@@ -108,7 +115,6 @@ def _online_checks(config: RunConfig, run_dir: Path, download: bool) -> Iterator
     yield "critic", lambda: _check_critic(config, folders.get(config.model.path), [*map(folders.get, rewards)])
     yield "disk", partial(_check_disk, config, run_dir)
     yield "prompts", lambda: _check_prompts(config, folders.get(config.model.path), download)
-    yield "memory", lambda: [memory_finding(config).line]
 
 
 def _arithmetic(config: RunConfig) -> list[str]:
@@ -173,15 +179,13 @@ def _check_run_dir(run_dir: Path, resume: bool) -> list[str]:
 
 def _check_machine(address: str | None) -> list[str]:
     """A Ray cluster that is named must answer at its port; `auto` and none are found by Ray itself. A run that brings
-    its own cluster needs this machine's ports and files; less shared memory only makes it slow, and nobody has tried
-    other versions."""
+    its own cluster needs this machine's ports and files."""
     source, address = ("placement.address", address) if address else ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS"))
     own = [] if address else [open_files(), own_ports()]
     for finding in (*cluster(address, source), *own):
         if not finding.ok:
             raise UserError(finding.line)
-    slows = [] if address else [shared_memory()]
-    return [finding.line for finding in (*versions(), *slows) if not finding.ok]
+    return []
 
 
 def _folder(path: str, check: Callable[[Path], None], download: bool, notes: list[str]) -> Path | None:

@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,14 +42,12 @@ def diagnose_run(path: str, overrides: Sequence[str], run_dir: Path | None) -> I
     resume = (run_dir / "config.yaml").is_file()
     for name, check in checks(config, run_dir, resume, download=False):
         try:
-            if name == "memory" and isinstance(config, RunConfig):
-                yield memory_finding(config)  # for a run a lack is a note: nobody knows what else its machine will do
-            elif notes := check():
-                yield Finding(name, "; ".join(notes))
-            else:
-                yield Finding(name, "checked")
+            yield Finding(name, "; ".join(check()) or "checked")
         except UserError as error:
             yield Finding(name, "cannot start", f"{error}")
+    if isinstance(config, RunConfig):
+        with suppress(UserError):  # a model that cannot be read has been named
+            yield memory_finding(config)
 
 
 def print_findings(findings: Sequence[Finding], as_json: bool) -> None:

@@ -58,6 +58,12 @@ def _sleeper(loads_s: float, of: type = Sleeper, role: str = "somebody") -> Any:
     return kind.options(num_cpus=0, max_restarts=-1, runtime_env=environment).remote(loads_s)
 
 
+def _group(inbox: Any, **others: Any) -> Any:
+    """A group whose ranks and Ray Train controller nobody knows yet, but for `others`."""
+    unknown = {"run": "watched", "role": "policy", "workers": lambda s: {}, "train_controller": lambda s: None}
+    return SimpleNamespace(inbox=inbox, **{**unknown, **others})
+
+
 def _await(what: Callable[[], bool]) -> None:
     limit = time.monotonic() + 40
     while not what():
@@ -97,13 +103,8 @@ def test_so_is_the_controller_of_ray_train(watching: Watching) -> None:
     def lost(timeout_s: float) -> Any:
         raise InboxLost("the inbox of critic died")
 
-    known = SimpleNamespace(
-        run="watched", role="policy", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: controller
-    )
-    unknown = SimpleNamespace(
-        run="watched", role="value", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: None
-    )
-    dead = SimpleNamespace(run="watched", role="critic", inbox=inbox, workers=lost, train_controller=lost)
+    known = _group(inbox, train_controller=lambda s: controller)
+    unknown, dead = _group(inbox, role="value"), _group(inbox, role="critic", workers=lost, train_controller=lost)
     said = watching([], [known, unknown, dead])
     ray.get(controller.pid.remote(), timeout=60)
     time.sleep(3)
@@ -122,14 +123,7 @@ def test_an_inbox_loads_nothing_so_it_need_not_have_answered(
     first = ray.get(inbox.pid.remote(), timeout=60)
     inbox.stop.remote()
     time.sleep(1)
-    said = watching(
-        [],
-        [
-            SimpleNamespace(
-                run="watched", role="policy", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: None
-            )
-        ],
-    )
+    said = watching([], [_group(inbox)])
     _await(lambda: bool(said))
     assert said == ["the inbox of policy did not answer for 5 s and was killed."]
     living = partial(processes, "watched")
@@ -169,14 +163,7 @@ def test_nor_is_a_rank_that_its_group_does_not_know_yet(watching: Watching) -> N
     inbox, rank = _sleeper(0.0), _sleeper(0.0, role="policy rank")
     ray.get([inbox.pid.remote(), rank.pid.remote()], timeout=60)
     rank.stop.remote()
-    said = watching(
-        [],
-        [
-            SimpleNamespace(
-                run="watched", role="policy", inbox=inbox, workers=lambda s: {}, train_controller=lambda s: None
-            )
-        ],
-    )
+    said = watching([], [_group(inbox)])
     _await(lambda: bool(said))
     assert said == ["policy rank was stopped by a signal for 2 s and was killed."]
 

@@ -215,9 +215,8 @@ def test_doctor_checks_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     *notes, memory = diagnose_run("run.yaml", [], None)
     assert memory.name == "memory at the peak" and memory.ok and all(note.ok for note in notes)
     found = {note.name: note.found for note in notes}
-    well = "checked"
     assert found["steps"] == config.arithmetic() and found["prompts"] == "16 training prompts, 4 held out"
-    assert found["policy"] == found["critic"] == found["disk"] == found["run directory"] == well
+    assert found["policy"] == found["critic"] == found["disk"] == found["run directory"] == "checked"
     monkeypatch.setattr("rlhf_ray.preflight.memory_gib", lambda: 1.0)
     *_, memory = diagnose_run("run.yaml", [], None)
     assert "more than the 1.0 of this machine" in memory.fix
