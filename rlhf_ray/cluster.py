@@ -28,6 +28,7 @@ from rlhf_ray.resume import accept_changes, alone_in
 from rlhf_ray.rewards.base import ModelRewardConfig
 from rlhf_ray.rundir.journal import RunDirectory, write_summary
 from rlhf_ray.rundir.lines import append_line
+from rlhf_ray.tags import run_id
 
 if TYPE_CHECKING:  # loads torch
     from rlhf_ray.actors.controller import Folders
@@ -155,6 +156,8 @@ def run_offline(
     """Runs `config` on the Ray cluster that is connected, tells what is new every second, and returns the figures of
     the summary. `data` is a folder of token ids that the run shares with others, `start` says where its ranks are.
     """
+    from rlhf_ray.actors.watch import end_cleaners
+
     folder = resolve_model(config.model.path)
     if not resume:
         create_run(config, run_dir, dump_config(config), command, data)
@@ -166,6 +169,8 @@ def run_offline(
         except (RunError, UserError) as error:
             note_failure(run_dir, error)
             raise
+        finally:
+            end_cleaners(run_id(run_dir))
     return {"kind": config.kind, **figures, "report": str(run_dir / "report.html"), "command": command}
 
 

@@ -16,6 +16,7 @@ _ROLE = b"RLHF_RAY_ROLE="
 _STOPPED = "T"  # a debugger's is "t"
 STOPPED_S = 2.0
 """A process that stays stopped for so long is as good as dead."""
+_LOOK_S = 0.2
 
 
 def run_id(run_dir: Path) -> str:
@@ -65,6 +66,20 @@ def end_processes(run: str, role: str, title: str, age_s: float) -> None:
         if process.role == role and process.title.startswith(title) and old:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
+
+
+def end_left(run: str, title: str, wait_s: float) -> None:
+    """SIGKILL to those of this machine whose title begins so, if they have not ended by themselves `wait_s` later."""
+
+    def left() -> set[Process]:
+        return {each for each in processes(run) if each.title.startswith(title)}
+
+    limit, before = time.monotonic() + wait_s, left()
+    while (before := before & left()) and time.monotonic() < limit:
+        time.sleep(_LOOK_S)
+    for process in before:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def end_stopped(roles: Mapping[str, Collection[str]], wait_s: float) -> list[str]:

@@ -21,7 +21,7 @@ from rlhf_ray.actors.controller import Folders, make_controller
 from rlhf_ray.actors.group import InboxLost
 from rlhf_ray.actors.living import DEATHS
 from rlhf_ray.actors.shared import Shared
-from rlhf_ray.actors.watch import end_on_all_nodes
+from rlhf_ray.actors.watch import end_cleaners, end_on_all_nodes
 from rlhf_ray.config import RunConfig
 from rlhf_ray.errors import LostError, RunError, UserError
 from rlhf_ray.report.progress import ProgressView
@@ -60,6 +60,7 @@ def run_online(config: RunConfig, folders: Folders, run_dir: Path, threads: int)
         for group in groups.values():
             group.kill(patience_s)
         end_actors(actors, run_dir)
+        end_cleaners(run_id(run_dir))
         if any(isinstance(source, FunctionRewardConfig) for source in config.reward.sources):
             helpers = end_on_all_nodes(run_id(run_dir), "reward function")  # whatever a function has started
             ray.wait(helpers, num_returns=len(helpers), timeout=_END_S)

@@ -19,7 +19,7 @@ from ray.util.state.exception import RayStateApiException
 from rlhf_ray.actors.group import InboxLost, LearnerGroup
 from rlhf_ray.actors.living import stacks
 from rlhf_ray.actors.pools import HEALTH, Pool
-from rlhf_ray.tags import STOPPED_S, end_processes, end_stopped
+from rlhf_ray.tags import STOPPED_S, end_left, end_processes, end_stopped
 
 HUNG_S = 15.0
 """So long an actor may be silent once it is made. It answers from a thread of its own, while it computes."""
@@ -27,6 +27,8 @@ HUNG_TRAIN_S = 300.0
 """Ray Train's controller does nothing else while it places and starts a group."""
 _EVERY_S = 1.0
 _STACKS_S = 5.0
+_CLEANER = "ray::PlacementGroupCleaner"
+_CLEANS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,19 @@ class Member:
 def end_on_all_nodes(run: str, role: str, title: str = "", age_s: float = 0.0) -> list[Any]:
     """`end_processes` of each node; references to what is there when it is done."""
     return [_on_node(node, end_processes, run, role, title, age_s) for node in _alive_nodes()]
+
+
+def end_cleaners(run: str) -> None:
+    """After the groups of a run: ends what Ray Train's controllers have left that died while they made their cleaner.
+
+    A cleaner outlives its controller, gives back the place of its ranks and ends, once the controller has told it whom
+    to look after. Those that were told get the time for that.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    there = [_on_node(node, end_left, run, _CLEANER, _CLEANS_S) for node in _alive_nodes() if node != here]
+    end_left(run, _CLEANER, _CLEANS_S)
+    if there:
+        ray.wait(there, num_returns=len(there), timeout=_CLEANS_S)
 
 
 def _alive_nodes() -> list[str]:

@@ -13,6 +13,7 @@ from ray.exceptions import GetTimeoutError
 
 from rlhf_ray.actors.build import make_groups
 from rlhf_ray.actors.group import InboxLost, LearnerGroup
+from rlhf_ray.actors.watch import end_cleaners
 from rlhf_ray.actors.worker_group import WorkerGroup
 from rlhf_ray.cluster import threads_of
 from rlhf_ray.config import AnyConfig, AnyOfflineConfig, RunConfig
@@ -61,6 +62,8 @@ def end_groups() -> None:
         group.stop()
     for group in _groups.values():
         group.kill(_JOIN_S)
+    for run in {group.run for group in _groups.values()}:
+        end_cleaners(run)
     _groups.clear()
     _made_for.clear()
 

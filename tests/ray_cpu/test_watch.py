@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import ray
+from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from rlhf_ray.actors import watch
 from rlhf_ray.actors.group import InboxLost
 from rlhf_ray.actors.pools import HEALTH, Pool
-from rlhf_ray.actors.watch import StoppedElsewhere, Watch, end_on_all_nodes
+from rlhf_ray.actors.watch import StoppedElsewhere, Watch, end_cleaners, end_on_all_nodes
 from rlhf_ray.cluster import connected
 from rlhf_ray.config import PlacementConfig
 from rlhf_ray.tags import processes, tags
@@ -173,3 +175,26 @@ def test_what_a_reward_function_has_started_ends_with_the_run() -> None:
     with subprocess.Popen(["sleep", "60"], env=environment, start_new_session=True) as helper:
         ray.get(end_on_all_nodes("watched", "reward function"), timeout=30)
         assert helper.wait(5) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_cleaner_that_nobody_told_whom_to_look_after_ends_with_the_run(told: bool) -> None:
+    """Ray Train's controller may die while it makes one. One that was told gives back the place of the ranks first."""
+    environment = {"env_vars": {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, **tags("cleaned", "any inbox")}}
+    controller = _sleeper(0.0)
+    ray.get(controller.pid.remote(), timeout=60)
+    cleaner: Any = ray.remote(num_cpus=0)(PlacementGroupCleaner)
+    cleaner = cleaner.options(lifetime="detached", runtime_env=environment).remote(
+        controller._actor_id.hex(), 1.0, 5, 5
+    )
+    place = placement_group([{"CPU": 1}])
+    ray.get([place.ready(), cleaner.register_placement_group.remote(place)], timeout=60)
+    if told:
+        ray.get(cleaner.start_monitoring.remote(), timeout=60)
+    ray.kill(controller)
+    assert [each.title for each in processes("cleaned")] == ["ray::PlacementGroupCleaner"]
+    end_cleaners("cleaned")
+    time.sleep(0.2)
+    assert not processes("cleaned")
+    assert (placement_group_table(place)["state"] == "REMOVED") is told
+    remove_placement_group(place)
