@@ -113,6 +113,9 @@ class Watch:
     ) -> None:
         self._run, self._pools, self._groups, self._tell = run, pools, groups, tell
         self._over = threading.Event()
+        self._asked: dict[Any, tuple[Member, float]] = {}
+        self._known: set[Any] = {group.inbox for group in groups}  # it loads nothing
+        self._silent: list[Any] = []
         self._elsewhere = StoppedElsewhere()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
@@ -140,27 +143,33 @@ class Watch:
         self._over.set()
 
     def _watch(self) -> None:
-        asked: dict[Any, tuple[Member, float]] = {}
-        known: set[Any] = {group.inbox for group in self._groups}  # it loads nothing
-        silent: list[Any] = []
+        met: set[str] = set()
         while not self._over.wait(_EVERY_S):
-            self._end_stopped(bool(silent))
-            under_way = {member.actor for member, _ in asked.values()}
-            for member in self._members():
-                if member.actor not in under_way:
-                    asked[member.ask()] = member, time.monotonic()
-            answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_EVERY_S)
-            for reference in answered:  # that one is dead is for its callers to notice
-                known.add(asked.pop(reference)[0].actor)
-            for reference in silent:
-                member, since = asked[reference]
-                if time.monotonic() - since <= member.patience_s:
-                    continue
-                # One that has never answered may be loading its model; or it hung before it was asked from here.
-                if member.actor in known or _is_made(member.actor):
-                    del asked[reference]
-                    self._tell(f"{member.name} did not answer for {member.patience_s:.0f} s and was killed.")
-                    member.end()
+            try:
+                self._look()
+            except Exception as error:  # the fault-tolerance seam: a thread has no caller to raise to
+                if (what := f"{type(error).__name__}: {error}") not in met:
+                    met.add(what)
+                    self._tell(f"The watch met an error, and goes on: {what}")
+
+    def _look(self) -> None:
+        self._end_stopped(bool(self._silent))
+        under_way = {member.actor for member, _ in self._asked.values()}
+        for member in self._members():
+            if member.actor not in under_way:
+                self._asked[member.ask()] = member, time.monotonic()
+        answered, self._silent = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=_EVERY_S)
+        for reference in answered:  # that one is dead is for its callers to notice
+            self._known.add(self._asked.pop(reference)[0].actor)
+        for reference in self._silent:
+            member, since = self._asked[reference]
+            if time.monotonic() - since <= member.patience_s:
+                continue
+            # One that has never answered may be loading its model; or it hung before it was asked from here.
+            if member.actor in self._known or _is_made(member.actor):
+                del self._asked[reference]
+                self._tell(f"{member.name} did not answer for {member.patience_s:.0f} s and was killed.")
+                member.end()
 
     def _end_stopped(self, elsewhere: bool) -> None:
         """Here, whether they are known yet or not, and on other nodes, if somebody does not answer. That they are dead

@@ -198,3 +198,18 @@ def test_a_cleaner_that_nobody_told_whom_to_look_after_ends_with_the_run(told: b
     assert not processes("cleaned")
     assert (placement_group_table(place)["state"] == "REMOVED") is told
     remove_placement_group(place)
+
+
+def test_an_error_of_the_watch_does_not_end_it(watching: Watching) -> None:
+    said: list[str] = []
+    broken = SimpleNamespace(run="watched", role="critic", inbox=None, workers=lambda s: 1 / 0)
+    said = watching([], [broken])
+    actor = _sleeper(0.0)
+    ray.get(actor.pid.remote(), timeout=60)
+    _await(lambda: bool(said))
+    broken.__dict__.update(vars(_group(actor)))
+    time.sleep(3)
+    actor.stop.remote()
+    _await(lambda: len(said) == 2)
+    assert "The watch met an error, and goes on: AttributeError" in said[0]
+    assert "did not answer" in said[1] or "was stopped by a signal" in said[1]
